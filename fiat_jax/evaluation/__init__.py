@@ -1,0 +1,1 @@
+"""Predictions of a model on a task, their scores and statistics."""

@@ -1,0 +1,78 @@
+"""Rotary positions, masked attention over grouped heads, and the KV cache."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+MASKED = -1e30  # finite, so that a query which sees nothing (padding) stays free of NaN
+
+
+def rope_tables(positions_BT: jax.Array, head_dim: int, theta: float) -> jax.Array:
+    """Return cosines and sines (2, B, T, K/2) in float32, computed once for all layers."""
+    half = head_dim // 2
+    frequency_K = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BTK = positions_BT[..., None].astype(jnp.float32) * frequency_K[None, None]
+    return jnp.stack([jnp.cos(angle_BTK), jnp.sin(angle_BTK)])
+
+
+def rope(x: jax.Array, tables: jax.Array) -> jax.Array:
+    """Rotate the two halves of the last dimension of x (B, T, ..., K); RoFormer, arXiv 2104.09864, in the NeoX pairing."""
+    cos, sin = (jnp.expand_dims(table, range(2, x.ndim - 1)) for table in tables.astype(x.dtype))
+    x1, x2 = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
+
+
+def visible(segments_BT: jax.Array, branches_BT: jax.Array) -> jax.Array:
+    """Return which keys each query sees (B, T, S): earlier ones of its own segment, on the trunk or its own branch."""
+    T = segments_BT.shape[1]
+    causal_TS = jnp.tril(jnp.ones((T, T), bool))
+    same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
+    keys_BTS, queries_BTS = branches_BT[:, None, :], branches_BT[:, :, None]
+    return causal_TS[None] & same_BTS & ((keys_BTS == 0) | (keys_BTS == queries_BTS))
+
+
+def attend(q_BTHGK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    """Return attention outputs (B, T, H, G, K); scores and softmax in float32.
+
+    The queries of a group are laid out as further rows of one matrix product a head: XLA's CPU backend transposes the
+    operands of anything richer in the backward pass, at 3.5 times the cost. Backward recomputes the probabilities.
+    """
+    B, T, H, G, K = q_BTHGK.shape
+
+    @jax.checkpoint
+    def core(q_BHNK, k_BHSK, v_BHSK):
+        scores_BHNS = jnp.einsum("BHNK,BHSK->BHNS", q_BHNK, k_BHSK, preferred_element_type=jnp.float32)
+        scores_BHGTS = scores_BHNS.reshape(B, H, G, T, -1)
+        probs_BHGTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores_BHGTS, MASKED))
+        probs_BHNS = probs_BHGTS.reshape(scores_BHNS.shape).astype(v_BHSK.dtype)
+        return jnp.einsum("BHNS,BHSK->BHNK", probs_BHNS, v_BHSK)
+
+    q_BHNK = (q_BTHGK * K**-0.5).transpose(0, 2, 3, 1, 4).reshape(B, H, G * T, K)
+    out_BHNK = core(q_BHNK, k_BSHK.transpose(0, 2, 1, 3), v_BSHK.transpose(0, 2, 1, 3))
+    return out_BHNK.reshape(B, H, G, T, K).transpose(0, 3, 1, 2, 4)
+
+
+@struct.dataclass
+class KVCache:
+    """Keys and values of every layer, (L, B, S, H, K) each: an argument and a result of the decoder, never its state."""
+
+    k_LBSHK: jax.Array
+    v_LBSHK: jax.Array
+
+    @classmethod
+    def zeros(cls, config, rows: int, length: int, dtype) -> "KVCache":
+        """Return an empty cache of `length` slots for each of `rows` rows of a decoder."""
+        shape = (config.num_layers, rows, length, config.num_kv_heads, config.head_dim)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    def write(self, layer: jax.Array, slots_BT: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array) -> "KVCache":
+        """Write one layer's keys and values at the given slots of each row; slots past the end are dropped."""
+        rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
+        return KVCache(
+            self.k_LBSHK.at[layer, rows_B1, slots_BT].set(k_BTHK, mode="drop"),
+            self.v_LBSHK.at[layer, rows_B1, slots_BT].set(v_BTHK, mode="drop"),
+        )
+
+    def read(self, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return one layer's keys and values (B, S, H, K)."""
+        return self.k_LBSHK[layer], self.v_LBSHK[layer]

@@ -1,0 +1,88 @@
+"""Cross-entropy over a large vocabulary, a chunk of positions at a time: never a full (B, T, V) array in float32."""
+
+import jax
+import jax.numpy as jnp
+
+LOGITS_PER_CHUNK = 1 << 23  # 32 MiB of float32 over all devices
+
+
+def _chunks(array: jax.Array, count: int) -> jax.Array:
+    """Split (B, M, ...) into (count, N = B · M / count, ...); every device keeps its own rows busy in every chunk."""
+    B, M, *rest = array.shape
+    return jnp.moveaxis(array.reshape(B, count, M // count, *rest), 1, 0).reshape(count, B * M // count, *rest)
+
+
+def _unchunk(array: jax.Array, B: int, M: int) -> jax.Array:
+    """Undo `_chunks`."""
+    count, _, *rest = array.shape
+    return jnp.moveaxis(array.reshape(count, B, M // count, *rest), 0, 1).reshape(B, M, *rest)
+
+
+def _chunk_count(B: int, M: int, V: int) -> int:
+    """Return the least divisor of M whose chunks stay within LOGITS_PER_CHUNK, or M where none does."""
+    return next((n for n in range(1, M) if M % n == 0 and B * (M // n) * V <= LOGITS_PER_CHUNK), M)
+
+
+def _logits_NV(x_ND, head_VD):
+    return jnp.einsum("ND,VD->NV", x_ND, head_VD, preferred_element_type=jnp.float32)
+
+
+def _pick(logits_NV, targets_N):
+    return jnp.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0]
+
+
+def target_log_probs(x_BMD: jax.Array, head_VD: jax.Array, targets_BM: jax.Array) -> jax.Array:
+    """Return log P(target) (B, M) in float32 of hidden states x under the output matrix `head`."""
+    B, M, _ = x_BMD.shape
+    count = _chunk_count(B, M, head_VD.shape[0])
+
+    def chunk(inputs):
+        x_ND, targets_N = inputs
+        logits_NV = _logits_NV(x_ND, head_VD)
+        return _pick(logits_NV, targets_N) - jax.nn.logsumexp(logits_NV, axis=-1)
+
+    return _unchunk(jax.lax.map(chunk, (_chunks(x_BMD, count), _chunks(targets_BM, count))), B, M)
+
+
+@jax.custom_vjp
+def cross_entropy(x_BMD: jax.Array, head_VD: jax.Array, targets_BM: jax.Array, weights_BM: jax.Array) -> jax.Array:
+    """Return the sum of -weight · log P(target), a float32 scalar.
+
+    The gradient is taken in the same pass over the chunks, while a chunk's probabilities are at hand, so that the
+    logits are computed once; that of the head only where it is trained.
+    """
+    return -jnp.sum(target_log_probs(x_BMD, head_VD, targets_BM) * weights_BM)
+
+
+def _forward(x, head, targets, weights):
+    x_BMD, head_VD, targets_BM, weights_BM = x.value, head.value, targets.value, weights.value
+    B, M, _ = x_BMD.shape
+    count = _chunk_count(B, M, head_VD.shape[0])
+
+    def chunk(carry, inputs):
+        loss, head_grad = carry
+        x_ND, targets_N, weights_N = inputs
+        logits_NV = _logits_NV(x_ND, head_VD)
+        norm_N = jax.nn.logsumexp(logits_NV, axis=-1)
+        loss -= jnp.sum((_pick(logits_NV, targets_N) - norm_N) * weights_N)
+        hit_NV = targets_N[:, None] == jnp.arange(head_VD.shape[0])[None]
+        grad_NV = ((jnp.exp(logits_NV - norm_N[:, None]) - hit_NV) * weights_N[:, None]).astype(x_ND.dtype)
+        if head.perturbed:
+            head_grad += jnp.einsum("NV,ND->VD", grad_NV, x_ND, preferred_element_type=jnp.float32)
+        return (loss, head_grad), jnp.einsum("NV,VD->ND", grad_NV, head_VD)
+
+    head_grad = jnp.zeros(head_VD.shape, jnp.float32) if head.perturbed else None
+    inputs = tuple(_chunks(array, count) for array in (x_BMD, targets_BM, weights_BM))
+    (loss, head_grad), x_grad = jax.lax.scan(chunk, (jnp.float32(0), head_grad), inputs)
+    dtype_token = jnp.zeros((), head_VD.dtype)  # residuals are arrays: this one carries the head's dtype to backward
+    return loss, (_unchunk(x_grad, B, M), head_grad, dtype_token)
+
+
+def _backward(residuals, loss_grad):
+    x_grad, head_grad, dtype_token = residuals
+    scaled = (x_grad * loss_grad).astype(x_grad.dtype)
+    head_grad = None if head_grad is None else (head_grad * loss_grad).astype(dtype_token.dtype)
+    return scaled, head_grad, None, None
+
+
+cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -1,0 +1,111 @@
+"""The one Linear: an einsum equation, a shape, logical axes, and the low-rank path that follows from them."""
+
+import dataclasses
+import math
+import re
+import zlib
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+WEIGHT_STD = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraSlot:
+    """The adapter of one stack of linear layers: rank and scale of each layer (rank 0: that layer has none)."""
+
+    ranks: tuple[int, ...]
+    scales: tuple[float, ...]
+    dropout: float = 0.0
+
+
+class LoraScale(nnx.Variable):
+    """α/r, or α/√r, of each layer of a stack: read in the forward pass, never trained."""
+
+
+@jax.custom_vjp
+def low_rank(x_NI: jax.Array, a_IR: jax.Array, b_RO: jax.Array) -> jax.Array:
+    """Return (x a) b. Its backward pass transposes the thin factors alone, never a full activation."""
+    return (x_NI @ a_IR) @ b_RO
+
+
+def _low_rank_forward(x_NI, a_IR, b_RO):
+    h_NR = checkpoint_name(x_NI @ a_IR, "low_rank")
+    return h_NR @ b_RO, (x_NI, h_NR, a_IR, b_RO)
+
+
+def _low_rank_backward(residuals, grad_NO):
+    x_NI, h_NR, a_IR, b_RO = residuals
+    grad_NR = grad_NO @ b_RO.T
+    return grad_NR @ a_IR.T, (grad_NR.T @ x_NI).T, h_NR.T @ grad_NO
+
+
+low_rank.defvjp(_low_rank_forward, _low_rank_backward)
+
+
+class Linear(nnx.Module):
+    """`einsum(equation, x, w)` for a stack of layers, plus `scale · (x a) b` where the stack is adapted.
+
+    The equation names N rows, then the inputs that x and w share, then the outputs: "NHGK,HGKD->ND". `w` has the shape
+    (layers, *inputs, *outputs), `a` (layers, *inputs, R) and `b` (layers, R, *outputs). Where ranks differ by layer
+    both are zero beyond a layer's rank, a fixed point of the gradient. LoRA: arXiv 2106.09685, rsLoRA: 2312.03732.
+    Call it on one layer's slice of the stack, as `jax.lax.scan` hands them out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        equation: str,
+        shape: tuple[int, ...],
+        axes: tuple[str | None, ...],
+        *,
+        num_layers: int,
+        slot: LoraSlot | None,
+        rngs: nnx.Rngs,
+        dtype: jax.typing.DTypeLike,
+    ):
+        x_dims, w_dims, y_dims = re.split(",|->", equation)
+        inputs = len(x_dims) - 1
+        assert x_dims[1:] == w_dims[:inputs] and y_dims == x_dims[0] + w_dims[inputs:], equation
+        self.in_shape, self.out_shape = shape[:inputs], shape[inputs:]
+        self.salt = zlib.crc32(name.encode())
+        self.dropout = slot.dropout if slot else 0.0
+        self.adapted = slot is not None
+        w = WEIGHT_STD * jax.random.normal(rngs.params(), (num_layers, *shape), dtype)
+        self.w = nnx.Param(w, axes=("layers", *axes))
+        if slot is not None:
+            rank = max(slot.ranks)
+            in_use = jnp.arange(rank)[None] < jnp.array(slot.ranks)[:, None]
+            bound = 1 / math.sqrt(math.prod(self.in_shape))  # peft's: kaiming_uniform_(a=√5)
+            a = jax.random.uniform(rngs.lora(), (num_layers, *self.in_shape, rank), jnp.float32, -bound, bound)
+            a = jnp.where(jnp.expand_dims(in_use, range(1, a.ndim - 1)), a, 0.0)
+            b = jnp.zeros((num_layers, rank, *self.out_shape), jnp.float32)
+            self.a = nnx.LoRAParam(a, axes=("layers", *axes[:inputs], "rank"))
+            self.b = nnx.LoRAParam(b, axes=("layers", "rank", *axes[inputs:]))
+            self.scale = LoraScale(jnp.array(slot.scales, jnp.float32), axes=("layers",))
+
+    def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Apply one layer. Adapters are kept in float32, computed in x's dtype; without a key there is no dropout.
+
+        Inputs and outputs are flattened to one dimension each: XLA's CPU backend multiplies plain matrices fastest.
+        """
+        inputs, outputs = math.prod(self.in_shape), math.prod(self.out_shape)
+        x_NI = x.reshape(-1, inputs)
+        y_NO = x_NI @ self.w[...].reshape(inputs, outputs)
+        if self.adapted:
+            if self.dropout and dropout_key is not None:
+                kept_NI = jax.random.bernoulli(jax.random.fold_in(dropout_key, self.salt), 1 - self.dropout, x_NI.shape)
+                x_NI = jnp.where(kept_NI, x_NI / (1 - self.dropout), 0).astype(x.dtype)
+            a_IR, b_RO = self.a[...].reshape(inputs, -1), self.b[...].reshape(-1, outputs) * self.scale[...]
+            y_NO += low_rank(x_NI, a_IR.astype(x.dtype), b_RO.astype(x.dtype))
+        return y_NO.reshape(-1, *self.out_shape)
+
+    def delta(self) -> jax.Array:
+        """Return the weight change of the whole stack's adapters in float32, of w's shape."""
+        layers, rank = self.scale.shape[0], self.b.shape[1]
+        a_LIR = self.a[...].reshape(layers, -1, rank)
+        b_LRO = self.b[...].reshape(layers, rank, -1) * self.scale[...][:, None, None]
+        return jnp.einsum("LIR,LRO->LIO", a_LIR, b_LRO, precision="highest").reshape(self.w.shape)

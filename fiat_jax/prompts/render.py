@@ -1,0 +1,284 @@
+"""The one renderer: what θ_β is asked, and what θ_τ reads and writes, in training, evaluation and serving.
+
+Segments are tokenised apart and their ids concatenated: so the loss mask, the cuts and the shared prefix are exact.
+Spaces between a literal and its neighbour go to the side where the tokenizer holds them: to the segment that follows
+where words begin with their space, to the one that precedes where they end with it.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from fiat_jax.errors import UserError, did_you_mean
+from fiat_jax.prompts.extract import Reasoning
+from fiat_jax.prompts.fields import Row, place
+from fiat_jax.prompts.instructions import Instructions
+from fiat_jax.prompts.sides import USES
+from fiat_jax.prompts.template import Part
+from fiat_jax.prompts.tokenizer import Tokenizer
+
+ReasoningUse = Literal["full", "answer", "rationale", "none"]
+TARGET = ("answer", "eos")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a rendered example.
+
+    `kind` is bos, instructions, literal, field:NAME, reasoning (the rationale), large_answer (θ_β's), answer, eos.
+    """
+
+    kind: str
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A rendered example; `dropped` counts the tokens that were cut, by segment kind."""
+
+    segments: tuple[Segment, ...]
+    dropped: Mapping[str, int]
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """int32 [T]: everything before the answer, beginning with the start token where the tokenizer has one."""
+        return _ids(segment for segment in self.segments if segment.kind not in TARGET)
+
+    @property
+    def target(self) -> np.ndarray:
+        """int32 [T]: the answer and the end token; empty where no target was asked."""
+        return _ids(segment for segment in self.segments if segment.kind in TARGET)
+
+
+@dataclass(frozen=True)
+class ReasoningPrompt:
+    """What θ_β is asked: a prefix shared, byte for byte, by all rows of an exemplar set, and the row's own end."""
+
+    prefix_ids: tuple[int, ...]
+    own_ids: tuple[int, ...]
+    prefix_text: str
+    own_text: str
+    stop: tuple[str, ...]
+    decoding: Mapping[str, Any]
+
+
+class Renderer:
+    """Renders rows by one instruction file.
+
+    Args:
+        max_length: the most tokens that inputs and target may have together.
+        use_instructions: False leaves I_τ's instructions out.
+        reasoning_use: what θ_τ sees of ŷ_β; a part that a row's ŷ_β lacks is left out by the file's template for that.
+    """
+
+    def __init__(
+        self,
+        instructions: Instructions,
+        tokenizer: Tokenizer,
+        max_length: int,
+        *,
+        use_instructions: bool = True,
+        reasoning_use: ReasoningUse = "full",
+    ):
+        if reasoning_use not in USES:
+            known = ", ".join(USES)
+            hint = did_you_mean(reasoning_use, USES)
+            raise UserError(f"reasoning_use is {reasoning_use!r}; known are {known}.{hint}")
+        self.instructions = instructions
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.use_instructions = use_instructions
+        self.reasoning_use: ReasoningUse = reasoning_use
+        self._constant_ids: dict[tuple[str, bool], tuple[int, ...]] = {}
+        self._prefixes: dict[str, tuple[str, tuple[int, ...]]] = {}
+        last = instructions.answer_side.template.parts[-1:]
+        self._answer_space = _trailing_spaces(last[0].text) if last and tokenizer.spaces_lead else ""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of all that determines a rendered answer besides the row and its ŷ_β."""
+        parts = [self.instructions.answer_hash, self.tokenizer.fingerprint]
+        parts += [self.max_length, self.use_instructions, self.reasoning_use]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def answer(self, row: Row, reasoning: Reasoning | None, target: str | None, *, reserve: int = 0) -> Rendered:
+        """Render θ_τ's side of a row.
+
+        Args:
+            reasoning: the row's ŷ_β; None renders what the file says for rows without it.
+            target: the task's label or answer; None renders the inputs alone.
+            reserve: tokens to keep free after the inputs for answers that `target` does not show.
+
+        Raises:
+            UserError: a missing field, an answer without tokens, or a row that does not fit max_length even when cut.
+        """
+        pieces = self._pieces(row, reasoning)
+        segments = self._segments(pieces)
+        written: list[Segment] = []
+        if target is not None:
+            written = [self._answer_segment(target, row), self._token_segment("eos", self.tokenizer.eos_id)]
+        room = max(_count(written), reserve, self._longest_label)
+        segments, dropped = self._fit(segments, room, row)
+        return Rendered((*segments, *written), dropped)
+
+    def candidates(self, labels: Iterable[object]) -> list[np.ndarray]:
+        """Return the ids (int32) of each label as `answer` would write it, with the end token."""
+        ends = (self.tokenizer.eos_id,)
+        return [np.array(self._answer_segment(label).ids + ends, np.int32) for label in labels]
+
+    def reasoning_prompt(self, row: Row) -> ReasoningPrompt:
+        """Render what θ_β is asked about a row: I_β and its exemplars first, then the row."""
+        side = self.instructions.reasoning
+        name = side.exemplars.choose(row)
+        if name not in self._prefixes:
+            text = self.instructions.reasoning_prefix(name)
+            bos = () if self.tokenizer.bos_id is None else (self.tokenizer.bos_id,)
+            self._prefixes[name] = text, (*bos, *self.tokenizer.encode(text, start=True))
+        prefix_text, prefix_ids = self._prefixes[name]
+        own_text = side.request.fill(lambda field: self.instructions.field(row, field)).rstrip(" ")
+        own_ids = self.tokenizer.encode(own_text, start=not prefix_text)
+        return ReasoningPrompt(prefix_ids, tuple(own_ids), prefix_text, own_text, side.stop, side.decoding)
+
+    @cached_property
+    def _longest_label(self) -> int:
+        # reserved for every row, so that the cut does not depend on which label is the right one
+        return max(map(len, self.candidates(self.instructions.labels)), default=0)
+
+    def _pieces(self, row: Row, reasoning: Reasoning | None) -> list[tuple[str, str]]:
+        """Return (kind, text) of everything before the answer, with spaces moved and no empty text."""
+        side = self.instructions.answer_side
+        pieces = []
+        if self.use_instructions and side.instructions:
+            pieces.append(("instructions", f"{side.instructions}\n\n"))
+        for part in self._fill_reasoning(reasoning, row):
+            if part.slot is None and pieces and pieces[-1][0] == "literal":
+                pieces[-1] = ("literal", pieces[-1][1] + part.text)
+            elif part.slot is None:
+                pieces.append(("literal", part.text))
+            elif part.slot in ("reasoning", "large_answer"):
+                pieces.append((part.slot, part.text))
+            else:
+                pieces.append((f"field:{part.slot}", self.instructions.field(row, part.slot)))
+        return _move_spaces(pieces) if self.tokenizer.spaces_lead else _move_spaces_back(pieces)
+
+    def _fill_reasoning(self, reasoning: Reasoning | None, row: Row) -> list[Part]:
+        """Return the parts of I_τ's template with its slot {reasoning} replaced by those of the variant."""
+        side = self.instructions.answer_side
+        parts = list(side.template.parts)
+        slots = [part.slot for part in parts]
+        wanted = set(USES[self.reasoning_use]) if reasoning else set()
+        if "reasoning" not in slots:
+            if wanted:
+                raise UserError(
+                    f"{self.instructions.source}: answer.template has no slot {{reasoning}}, but {place(row)} has "
+                    f"reasoning; add the slot, or set reasoning_use to 'none'"
+                )
+            return parts
+        given = {"rationale": reasoning.rationale, "answer": reasoning.answer} if reasoning else {}
+        present = {name for name in wanted if given[name]}
+        use = next(use for use, needed in USES.items() if set(needed) == present)
+        filled = []
+        for part in side.reasoning[use].parts:
+            if part.slot == "rationale":
+                part = Part(str(given["rationale"]), "reasoning")
+            elif part.slot == "answer":
+                part = Part(self.instructions.verbalise(given["answer"], strict=False), "large_answer")
+            filled.append(part)
+        index = slots.index("reasoning")
+        rest = parts[index + 1 :]
+        opens_line = index == 0 or parts[index - 1].text.endswith("\n")
+        if not filled and opens_line and rest and rest[0].text.startswith("\n"):
+            rest[0] = Part(rest[0].text[1:])  # a line that held {reasoning} alone goes with it
+        return [*parts[:index], *filled, *rest]
+
+    def _segments(self, pieces: list[tuple[str, str]]) -> list[Segment]:
+        segments = []
+        for n, (kind, text) in enumerate(pieces):
+            if kind in ("literal", "instructions"):
+                key = (text, n == 0)
+                if key not in self._constant_ids:
+                    self._constant_ids[key] = tuple(self.tokenizer.encode(text, start=n == 0))
+                ids = self._constant_ids[key]
+            else:
+                ids = tuple(self.tokenizer.encode(text, start=n == 0))
+            segments.append(Segment(kind, text, ids))
+        if self.tokenizer.bos_id is not None:
+            segments.insert(0, self._token_segment("bos", self.tokenizer.bos_id))
+        return segments
+
+    def _answer_segment(self, label: object, row: Row | None = None) -> Segment:
+        words = self.instructions.verbalise(label)
+        ids = self.tokenizer.encode(self._answer_space + words) if words else []
+        if not ids:
+            where = f"{place(row)}: " if row is not None else ""
+            raise UserError(
+                f"{where}the answer {label!r} has no tokens, so there is nothing to learn or to score; mend it"
+            )
+        return Segment("answer", self._answer_space + words, tuple(ids))
+
+    def _token_segment(self, kind: str, token_id: int) -> Segment:
+        return Segment(kind, self.tokenizer.token(token_id), (token_id,))
+
+    def _fit(self, segments: list[Segment], room: int, row: Row) -> tuple[list[Segment], dict[str, int]]:
+        """Cut the ends of the segments that may be cut, in the file's order, until inputs and `room` fit max_length."""
+        dropped: dict[str, int] = {}
+        excess = _count(segments) + room - self.max_length
+        for name in self.instructions.answer_side.truncate:
+            kind = name if name == "reasoning" else f"field:{name}"
+            for n, segment in enumerate(segments):
+                cut = min(len(segment.ids), excess)
+                if segment.kind != kind or cut <= 0:
+                    continue
+                kept = segment.ids[: len(segment.ids) - cut]
+                segments[n] = replace(segment, ids=kept, text=self.tokenizer.decode(kept))
+                dropped[kind] = dropped.get(kind, 0) + cut
+                excess -= cut
+        if excess > 0:
+            cuttable = ", ".join(self.instructions.answer_side.truncate) or "nothing"
+            raise UserError(
+                f"{place(row)}: {_count(segments)} input and {room} answer tokens do not fit max_length "
+                f"{self.max_length}, with {cuttable} cut; raise max_length, or let `answer.truncate` in "
+                f"{self.instructions.source} name what else may be cut"
+            )
+        return segments, dropped
+
+
+def _move_spaces(pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    moved, spaces = [], ""
+    for kind, text in pieces:
+        text, spaces = spaces + text, ""
+        if kind == "literal":
+            spaces = _trailing_spaces(text)
+            text = text.removesuffix(spaces)
+        if text:
+            moved.append((kind, text))
+    return moved
+
+
+def _move_spaces_back(pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    moved: list[tuple[str, str]] = []
+    for kind, text in pieces:
+        if kind == "literal" and moved:
+            stripped = text.lstrip(" ")
+            moved[-1] = (moved[-1][0], moved[-1][1] + text[: len(text) - len(stripped)])
+            text = stripped
+        if text:
+            moved.append((kind, text))
+    return moved
+
+
+def _trailing_spaces(text: str) -> str:
+    return text[len(text.rstrip(" ")) :]
+
+
+def _count(segments: Iterable[Segment]) -> int:
+    return sum(len(segment.ids) for segment in segments)
+
+
+def _ids(segments: Iterable[Segment]) -> np.ndarray:
+    return np.array([i for segment in segments for i in segment.ids], np.int32)

@@ -1,0 +1,41 @@
+"""What θ_β is to the generator: something that completes a prompt and says who it is."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from fiat_jax.prompts.render import ReasoningPrompt
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What θ_β wrote, without the prompt; `served_by` is what an endpoint says it answered with."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    served_by: str | None = None
+
+
+class Refused(Exception):
+    """This prompt will get no answer, however often it is asked; other rows may."""
+
+
+class Unavailable(Exception):
+    """No answer came after every attempt."""
+
+
+class Backend(Protocol):
+    """θ_β. `complete` is called many times at once within one event loop, `identity` outside of any."""
+
+    def identity(self) -> dict[str, object]:
+        """What names the model in the store: a weights fingerprint, or name, revision and what the endpoint reports."""
+        ...
+
+    async def complete(self, prompt: ReasoningPrompt, *, seed: int | None, sample: int) -> Completion:
+        """Complete one prompt; raises Refused, Unavailable, or UserError where no row can succeed."""
+        ...
+
+    async def close(self) -> None:
+        """Release what the event loop holds; called once after the last completion."""
+        ...

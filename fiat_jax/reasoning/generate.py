@@ -1,0 +1,211 @@
+"""The bulk generator: asks θ_β for the reasoning that is not stored yet, and stores each answer as it comes."""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from fiat_jax.errors import UserError
+from fiat_jax.prompts.instructions import Instructions
+from fiat_jax.prompts.render import Renderer
+from fiat_jax.reasoning.backend import Backend
+from fiat_jax.reasoning.drive import Drive, GenerateOptions, Quarantined, Wanted
+from fiat_jax.reasoning.progress import Meter
+from fiat_jax.store import Provenance, ReasoningStore
+from fiat_jax.tasks.task import Row, Task, row_key
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one run did. `wanted` counts requests, `before` those already stored, `written` the new ones.
+
+    `changes` says where the model's identity changed, within the set or during the run; `interrupted` that a signal
+    ended the run early, so that the same command goes on from here.
+    """
+
+    set_key: str
+    wanted: int
+    before: int
+    written: int
+    quarantined: tuple[Quarantined, ...]
+    without_answer: int
+    cut_short: int
+    prompt_tokens: int
+    completion_tokens: int
+    changes: tuple[str, ...]
+    interrupted: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a run would ask for: requests, tokens of their prompts, and the most tokens that they may be answered with.
+
+    `unrendered` are the rows whose prompt cannot be made, with the reason.
+    """
+
+    set_key: str
+    wanted: int
+    requests: int
+    prompt_tokens: int
+    completion_tokens_at_most: int
+    unrendered: tuple[Quarantined, ...]
+
+
+def provenance_of(task: Task, instructions: Instructions, identity: Mapping[str, object]) -> Provenance:
+    """What a set generated with these instructions by this model is made from."""
+    side = instructions.reasoning
+    exemplars = [exemplar for exemplars in side.exemplars.sets.values() for exemplar in exemplars]
+    shown = [exemplar.row for exemplar in exemplars if exemplar.row is not None]
+    return Provenance(
+        model=identity,
+        prompt_hash=instructions.reasoning_hash,
+        decoding=side.decoding,
+        exemplar_ids=tuple(instructions.exemplar_ids),
+        exemplar_rows=tuple(row_key(task, row) for row in shown if all(name in row for name in task.fields)),
+    )
+
+
+def generate(
+    task: Task,
+    rows: Sequence[Row],
+    renderer: Renderer,
+    backend: Backend,
+    store: ReasoningStore,
+    options: GenerateOptions | None = None,
+    *,
+    quarantine: Path | None = None,
+    console: Console | None = None,
+) -> Summary:
+    """Ask for what the store lacks, and store each answer as it comes.
+
+    Rows that fail go to the file `quarantine` with their reason, and are asked for again next time. Rows of equal
+    content are asked for once. SIGINT and SIGTERM let the requests under way end, up to `options.grace_seconds`, and a
+    second one drops them. Raises UserError where no row can succeed; what was answered is kept.
+    """
+    options = options or GenerateOptions()
+    provenance = provenance_of(task, renderer.instructions, backend.identity())
+    _check_samples(options, provenance)
+    wanted, missing = _missing(task, rows, store, provenance, options)
+    changes = _other_reports(store, provenance)
+    began = time.monotonic()
+    with store.open_set(provenance) as writer, Meter(len(missing), console) as meter:
+        drive = Drive(missing, renderer, backend, writer, provenance, options, meter)
+        try:
+            drive.run()
+        finally:
+            _write_quarantine(quarantine, drive.quarantined)
+    if not drive.interrupted and missing:
+        changes += _identity_change(backend, provenance)
+    changes += _served_by_several(store, provenance)
+    for change in changes:
+        logger.warning("%s", change)
+    written = drive.written
+    return Summary(
+        set_key=provenance.set_key,
+        wanted=wanted,
+        before=wanted - len(missing),
+        written=len(written),
+        quarantined=tuple(drive.quarantined),
+        without_answer=sum(record.answer is None for record in written),
+        cut_short=sum(record.finish_reason == "length" for record in written),
+        prompt_tokens=sum(record.prompt_tokens or 0 for record in written),
+        completion_tokens=sum(record.completion_tokens or 0 for record in written),
+        changes=tuple(changes),
+        interrupted=drive.interrupted,
+        seconds=time.monotonic() - began,
+    )
+
+
+def bill(
+    task: Task,
+    rows: Sequence[Row],
+    renderer: Renderer,
+    backend: Backend,
+    store: ReasoningStore,
+    options: GenerateOptions | None = None,
+) -> Bill:
+    """Count what `generate` would ask for, without asking θ_β for anything but its identity."""
+    options = options or GenerateOptions()
+    provenance = provenance_of(task, renderer.instructions, backend.identity())
+    _check_samples(options, provenance)
+    wanted, missing = _missing(task, rows, store, provenance, options)
+    tokens, unrendered = 0, []
+    for want in missing:
+        try:
+            prompt = renderer.reasoning_prompt(want.row)
+            tokens += len(prompt.prefix_ids) + len(prompt.own_ids)
+        except UserError as error:
+            unrendered.append(Quarantined(want.row_id, want.sample, str(error)))
+    requests = len(missing) - len(unrendered)
+    at_most = requests * int(str(provenance.decoding.get("max_tokens", 0)))
+    return Bill(provenance.set_key, wanted, requests, tokens, at_most, tuple(unrendered))
+
+
+def _check_samples(options: GenerateOptions, provenance: Provenance) -> None:
+    if options.samples > 1 and not provenance.decoding.get("temperature"):
+        raise UserError(
+            f"{options.samples} samples of a row are all the same at temperature 0; set decoding.temperature"
+        )
+
+
+def _missing(
+    task: Task, rows: Sequence[Row], store: ReasoningStore, provenance: Provenance, options: GenerateOptions
+) -> tuple[int, list[Wanted]]:
+    by_key = {}
+    for row in rows:
+        by_key.setdefault(row_key(task, row), row)
+    keys = store.missing(provenance.set_key, list(by_key), options.samples)
+    wanted = [Wanted(key, sample, by_key[key], str(by_key[key][task.id_field])) for key, sample in keys]
+    return len(by_key) * options.samples, wanted
+
+
+def _identity_change(backend: Backend, provenance: Provenance) -> list[str]:
+    try:
+        identity = backend.identity()
+    except UserError as error:
+        return [f"the model's identity could not be read again at the end: {error}"]
+    if identity == dict(provenance.model):
+        return []
+    before, key = dict(provenance.model), provenance.set_key
+    return [f"the model changed during the run, from {before} to {identity}: set {key} is mixed"]
+
+
+def _served_by_several(store: ReasoningStore, provenance: Provenance) -> list[str]:
+    served = Counter(record.served_by for record in store.lookup(provenance.set_key).values() if record.served_by)
+    if len(served) < 2:
+        return []
+    counts = ", ".join(f"{name} ({count} records)" for name, count in served.most_common())
+    return [f"set {provenance.set_key} was answered by {counts}"]
+
+
+def _other_reports(store: ReasoningStore, provenance: Provenance) -> list[str]:
+    """Sets that differ in nothing but what the endpoint reports: their rows are about to be asked for again."""
+
+    def declared(of: Provenance) -> tuple[object, ...]:
+        model = {name: value for name, value in of.model.items() if name != "reported"}
+        return model, of.prompt_hash, dict(of.decoding), of.source
+
+    now = provenance.model.get("reported")
+    return [
+        f"the endpoint reports {now}, but {other.model.get('reported')} for set {key} of the same model, prompt and "
+        f"decoding; set {provenance.set_key} begins apart from it"
+        for key, other in store.sets().items()
+        if key != provenance.set_key and declared(other) == declared(provenance)
+    ]
+
+
+def _write_quarantine(path: Path | None, quarantined: Sequence[Quarantined]) -> None:
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = [{"id": entry.row_id, "sample": entry.sample, "reason": entry.reason} for entry in quarantined]
+    lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
+    path.write_text("".join(f"{line}\n" for line in lines), "utf-8", errors="backslashreplace")

@@ -1,0 +1,138 @@
+"""JSON over HTTP with retries: what may pass is tried again, what cannot is one clear error."""
+
+import asyncio
+import email.utils
+import json
+import random
+import time
+
+import httpx
+import tenacity
+
+from fiat_jax.errors import UserError
+from fiat_jax.reasoning.backend import Refused, Unavailable
+
+LONGEST_BACKOFF_SECONDS = 60.0
+
+
+class NotFound(UserError):
+    """The endpoint has no such path, or no such model."""
+
+
+class _TransientError(Exception):
+    """Worth another attempt."""
+
+
+class JsonClient:
+    """Sends requests to one endpoint; a `Retry-After` of any answer holds all of its requests back."""
+
+    def __init__(
+        self, url: str, key: str | None, key_variable: str, timeout_seconds: float, longest_wait_seconds: float
+    ):
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise UserError(f"{url!r} is not a URL: {error}") from None
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise UserError(f"{url!r} is not the URL of an endpoint; expected something like http://localhost:8000/v1")
+        self.url = url.rstrip("/") + ("/v1" if parsed.path in ("", "/") else "")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._key_variable = key_variable
+        self._timeout, self._longest_wait = timeout_seconds, longest_wait_seconds
+        self._client: httpx.AsyncClient | None = None
+        self._resume_at = 0.0
+
+    async def request(self, method: str, path: str, body: dict | None = None, *, attempts: int) -> dict:
+        """The JSON object of a successful answer; raises Refused, Unavailable, NotFound or UserError."""
+        retrying = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(attempts),
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=LONGEST_BACKOFF_SECONDS),
+            retry=tenacity.retry_if_exception_type(_TransientError),
+            reraise=True,
+        )
+        try:
+            return await retrying(self._attempt, method, path, body)
+        except _TransientError as error:
+            raise Unavailable(f"{error} ({attempts} attempts)") from None
+
+    async def close(self) -> None:
+        """Close the connections, within the event loop that used them."""
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.aclose()
+
+    async def _attempt(self, method: str, path: str, body: dict | None) -> dict:
+        await self._wait_until_resumed()
+        if (
+            self._client is None
+        ):  # made here because it belongs to the running loop; the generator bounds its connections
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+            self._client = httpx.AsyncClient(headers=self._headers, limits=limits, timeout=self._timeout)
+        try:
+            async with asyncio.timeout(self._timeout):  # httpx's own limits restart with every byte
+                response = await self._client.request(method, self.url + path, json=body)
+        except (TimeoutError, httpx.TimeoutException):
+            raise _TransientError(f"no answer within {self._timeout:g} s") from None
+        except httpx.TransportError as error:
+            raise _TransientError(f"{type(error).__name__}: {error}") from None
+        if response.status_code != 200:
+            self._raise_for(response)
+        try:
+            answer = response.json()
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise _TransientError(f"an answer that is no JSON object: {response.text[:200]!r}")
+        return answer
+
+    def _raise_for(self, response: httpx.Response) -> None:
+        status, message = response.status_code, f"HTTP {response.status_code}: {_message(response)}"
+        if status in (401, 402) or (status == 429 and "insufficient_quota" in response.text):
+            raise UserError(
+                f"{self.url} says {message}. The key is read from the environment variable {self._key_variable}"
+            )
+        if status in (404, 405):
+            raise NotFound(f"{response.url} says {message}")
+        if status in (408, 425, 429) or status >= 500:
+            self._hold_back(response.headers.get("Retry-After"), message)
+            raise _TransientError(message)
+        if status < 400:
+            location = response.headers.get("Location")
+            raise UserError(f"{self.url} answers {status}, location {location}; set the URL to it")
+        raise Refused(message)
+
+    def _hold_back(self, retry_after: str | None, message: str) -> None:
+        seconds = _seconds(retry_after)
+        if seconds > self._longest_wait:
+            allowed = f"{self._longest_wait:.0f} s"
+            raise UserError(
+                f"{self.url} asks to wait {seconds:.0f} s where {allowed} are allowed ({message}). "
+                "What was answered is stored; run the same command again later"
+            )
+        self._resume_at = max(self._resume_at, time.monotonic() + seconds)
+
+    async def _wait_until_resumed(self) -> None:
+        while (seconds := self._resume_at - time.monotonic()) > 0:
+            await asyncio.sleep(seconds + random.uniform(0, 0.1 * seconds))  # not all at the same instant
+
+
+def _seconds(retry_after: str | None) -> float:
+    """Seconds to wait by a Retry-After header: a number, or a date."""
+    if not retry_after:
+        return 0.0
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return 0.0  # neither: the back-off of the next attempt is all there is to go by
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        error = response.json()["error"]
+        return str(error["message"] if isinstance(error, dict) else error)[:500]
+    except (ValueError, KeyError, TypeError):
+        return response.text.strip()[:500] or response.reason_phrase

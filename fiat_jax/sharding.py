@@ -1,0 +1,103 @@
+"""Meshes, and the one table that says on which mesh axis each logical axis of an array lies."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fiat_jax.errors import UserError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+MESH_AXES = ("data", "fsdp", "tensor")
+MeshAxes = str | tuple[str, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingRules:
+    """Logical axis → mesh axis, several mesh axes, or None (replicated). Another table is another layout of one model."""
+
+    batch: MeshAxes = ("data", "fsdp")
+    layers: MeshAxes = None
+    vocab: MeshAxes = "tensor"
+    embed: MeshAxes = "fsdp"
+    kv_heads: MeshAxes = "tensor"
+    queries: MeshAxes = None
+    head_dim: MeshAxes = None
+    mlp: MeshAxes = "tensor"
+    rank: MeshAxes = None
+    norm: MeshAxes = None
+
+    def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
+        """Return the PartitionSpec of an array whose dimensions have these logical axes."""
+        for axis in axes:
+            if axis is not None and axis not in self.__dataclass_fields__:
+                known = list(self.__dataclass_fields__)
+                raise UserError(
+                    f"expected a logical axis among {', '.join(known)}; got {axis!r}.{did_you_mean(axis, known)}"
+                )
+        return PartitionSpec(*(None if axis is None else getattr(self, axis) for axis in axes))
+
+
+TRAIN = ShardingRules()
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1: what the devices leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """Return the mesh over `devices` (all of them by default)."""
+        devices = list(jax.devices() if devices is None else devices)
+        sizes = [self.data, self.fsdp, self.tensor]
+        rest = math.prod(size for size in sizes if size != -1)
+        if sizes.count(-1) == 1 and len(devices) % rest == 0:
+            sizes[sizes.index(-1)] = len(devices) // rest
+        if any(size < 1 for size in sizes) or math.prod(sizes) != len(devices):
+            raise UserError(
+                f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not fit {len(devices)} devices: "
+                f"the product must be {len(devices)}, and one size may be -1"
+            )
+        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def axis_size(mesh: Mesh, axes: MeshAxes) -> int:
+    """Return over how many devices an array dimension is split by `axes`."""
+    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def check_batch(mesh: Mesh, rules: ShardingRules, batch_rows: int, accumulate: int = 1) -> None:
+    """Refuse a batch that the mesh does not divide."""
+    ways = axis_size(mesh, rules.batch)
+    if batch_rows % (ways * accumulate):
+        raise UserError(
+            f"a batch of {batch_rows} rows in {accumulate} accumulation steps is not divided by the mesh, which splits "
+            f"rows {ways} ways (mesh {dict(mesh.shape)}): use a multiple of {ways * accumulate} rows, or another mesh"
+        )
+
+
+def named(mesh: Mesh, rules: ShardingRules, shape: Sequence[int], axes: Sequence[str | None]) -> NamedSharding:
+    """Return the sharding of an array; a dimension that its mesh axes do not divide stays whole, and the log says so."""
+    spec = list(rules.spec(axes))
+    for dim, mesh_axes in enumerate(spec):
+        if shape[dim] % axis_size(mesh, mesh_axes):
+            log.warning(
+                "axis %r of size %d is not divided by mesh axis %r: it stays whole", axes[dim], shape[dim], mesh_axes
+            )
+            spec[dim] = None
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def constrain(x: jax.Array, rules: ShardingRules, *axes: str | None) -> jax.Array:
+    """Pin an activation's layout to the mesh in context (`jax.set_mesh`); without a mesh, return it as it is."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, rules.spec(axes))

@@ -1,0 +1,171 @@
+"""The content-addressed store of reasoning: sets of records, each set made by one provenance."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from fiat_jax.errors import UserError
+from fiat_jax.store.local import LocalShelf
+from fiat_jax.store.record import Provenance, Record, decode_line, encode_line
+
+logger = logging.getLogger(__name__)
+
+
+class SetWriter(Protocol):
+    """Adds records to one set; several writers, in any number of processes, may work on the same set at once."""
+
+    def append(self, *records: Record) -> None:
+        """Store the records: durable on return in a directory, within seconds in an object store."""
+        ...
+
+    def seal(self) -> None:
+        """Turn what was appended into a part. Leaving the context does it too."""
+        ...
+
+    def __enter__(self) -> "SetWriter": ...
+
+    def __exit__(self, *exc_info) -> None: ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong in the store: `file` within it, `line` from 1 (0 where it concerns the whole file)."""
+
+    file: str
+    line: int
+    message: str
+
+    def __str__(self):
+        return f"{self.file}{f' line {self.line}' if self.line else ''}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a set holds, and what in its files could not be read."""
+
+    records: Mapping[tuple[str, int], Record]
+    problems: tuple[Problem, ...]
+
+
+class ReasoningStore:
+    """Reasoning under a path: a local directory, or gs://, s3:// and whatever else fsspec knows."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = os.fspath(path)
+        self._shelf = _open_shelf(self.path)
+
+    def open_set(self, provenance: Provenance) -> SetWriter:
+        """A writer to the set of `provenance`, which is made where it does not exist; use it as a context manager.
+
+        Journals that killed writers of this host left are sealed first.
+        """
+        key = provenance.set_key
+        self._shelf.write_once(f"{key}/provenance.json", provenance.to_json())
+        adopted = self._shelf.adopt(key)
+        if adopted:
+            logger.info("%s: sealed %d journal(s) of interrupted runs", self.path, adopted)
+        return self._shelf.writer(key)
+
+    def sets(self) -> dict[str, Provenance]:
+        """Every set by its key."""
+        return {key: self.provenance(key) for key in self._shelf.sets()}
+
+    def provenance(self, set_key: str) -> Provenance:
+        """What produced a set; UserError where there is no such set."""
+        try:
+            data = self._shelf.read(f"{set_key}/provenance.json")
+        except FileNotFoundError:
+            raise UserError(f"{self.path}: no set {set_key!r}.{self._known()}") from None
+        try:
+            return Provenance.from_json(data)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{self.path}/{set_key}/provenance.json is damaged: {error}") from None
+
+    def resolve(self, name: str = "") -> str:
+        """The one set whose key begins with `name`; UserError lists the sets where none or several do."""
+        found = [key for key in self._shelf.sets() if key.startswith(name)]
+        if len(found) != 1:
+            which = f"{len(found)} sets begin with {name!r}" if name else f"{len(found)} sets, and none is named"
+            raise UserError(f"{self.path}: {which}.{self._known()}")
+        return found[0]
+
+    def contents(self, set_key: str) -> Contents:
+        """Every whole record of a set by (row, sample). Lines that are torn or damaged are left out and named.
+
+        Where two writers stored the same key, which of them counts depends on the records alone, not on files or order.
+        """
+        records: dict[tuple[str, int], Record] = {}
+        problems: list[Problem] = []
+        for name, data in self._shelf.contents(set_key):
+            for record in _decode(name, data, problems):
+                known = records.get(record.key)
+                if known is None or encode_line(record) < encode_line(known):
+                    records[record.key] = record
+        return Contents(records, tuple(problems))
+
+    def lookup(self, set_key: str) -> Mapping[tuple[str, int], Record]:
+        """The records of a set by (row, sample), empty where there is no such set; what is unreadable is logged."""
+        contents = self.contents(set_key)
+        for problem in contents.problems:
+            logger.warning("%s: %s", self.path, problem)
+        return contents.records
+
+    def missing(self, set_key: str, rows: Sequence[str], samples: int = 1) -> list[tuple[str, int]]:
+        """The (row, sample) keys that are not stored, in the order of `rows`, each once."""
+        stored = self.lookup(set_key)
+        wanted = dict.fromkeys((row, sample) for row in rows for sample in range(samples))
+        return [key for key in wanted if key not in stored]
+
+    def verify(self) -> list[Problem]:
+        """Read everything: names against contents, checksums, provenance against keys, records that disagree."""
+        return [problem for key in self._shelf.sets() for problem in self._verify_set(key)]
+
+    def _verify_set(self, key: str) -> Iterator[Problem]:
+        try:
+            if self.provenance(key).set_key != key:
+                yield Problem(f"{key}/provenance.json", 0, "does not hash to the name of its set")
+        except UserError as error:
+            yield Problem(f"{key}/provenance.json", 0, str(error))
+        seen: dict[tuple[str, int], Record] = {}
+        for name, data in self._shelf.contents(key):
+            if "/parts/" in name and hashlib.sha256(data).hexdigest() != Path(name).stem:
+                yield Problem(name, 0, "does not hash to its name")
+            problems: list[Problem] = []
+            for record in _decode(name, data, problems):
+                if record.set != key:
+                    yield Problem(name, 0, f"row {record.row_id} belongs to set {record.set}")
+                if seen.setdefault(record.key, record) != record:
+                    yield Problem(name, 0, f"row {record.row_id} sample {record.sample} is stored twice and differs")
+            yield from problems
+
+    def _known(self) -> str:
+        lines = [
+            f"\n  {key}  {provenance.source} by {dict(provenance.model)}" for key, provenance in self.sets().items()
+        ]
+        return " It holds:" + "".join(lines) if lines else " It holds no set."
+
+
+def _open_shelf(path: str):
+    if "://" not in path:
+        return LocalShelf(Path(path).expanduser())
+    from fiat_jax.store.objects import ObjectShelf  # fsspec costs 0.1 s that a local store need not pay
+
+    return ObjectShelf(path.rstrip("/"))
+
+
+def _decode(name: str, data: bytes, problems: list[Problem]) -> Iterator[Record]:
+    lines = data.split(b"\n")
+    torn = lines.pop()
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield decode_line(line)
+        except ValueError as error:
+            problems.append(Problem(name, number, f"left out: {error}"))
+    if torn:
+        problems.append(
+            Problem(name, len(lines) + 1, "left out: the line is incomplete (its writer was killed, or writes now)")
+        )

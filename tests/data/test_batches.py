@@ -1,0 +1,191 @@
+import numpy as np
+import pytest
+
+from fiat_jax.data.batches import ScoringBatches, TrainBatches
+from fiat_jax.data.examples import Example, Examples
+from fiat_jax.errors import UserError
+
+T = 24
+
+
+def some_examples(count: int = 40, seed: int = 0) -> Examples:
+    """Random rows; ids start at 0, so that padding and a real token look alike."""
+    rng = np.random.default_rng(seed)
+    return Examples.of(
+        Example(f"row-{i}", "en", rng.integers(0, 4, rng.integers(1, 12)), rng.integers(0, 4, rng.integers(1, 4)))
+        for i in range(count)
+    )
+
+
+def some_candidates(count: int, seed: int = 1) -> list[list[np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [[rng.integers(0, 4, rng.integers(1, 4)) for _ in range(rng.integers(1, 4))] for _ in range(count)]
+
+
+def visible_keys(batch: dict, row: int, place: int) -> np.ndarray:
+    """The keys that the query at `place` sees, by the attention rule of the layout."""
+    segments, branches = batch["segments"][row], batch["branches"][row]
+    own = (branches == 0) | (branches == branches[place])
+    return np.flatnonzero((np.arange(len(segments)) <= place) & (segments == segments[place]) & own)
+
+
+def read_back(batch: dict) -> dict[tuple[int, int], list[tuple[list[int], int]]]:
+    """(example, candidate) → for each target, the tokens its prediction rests on by position, and the target."""
+    found: dict[tuple[int, int], list[tuple[list[int], int]]] = {}
+    for row, slot in np.argwhere(batch["weights"] > 0):
+        keys = visible_keys(batch, row, batch["target_positions"][row, slot])
+        assert batch["positions"][row, keys].tolist() == list(range(len(keys)))
+        owner = (int(batch["examples"][row, slot]), int(batch["candidates"][row, slot]))
+        read = batch["tokens"][row, keys].tolist()
+        found.setdefault(owner, []).append((read, int(batch["targets"][row, slot])))
+    return found
+
+
+def expected(inputs: np.ndarray, answer: np.ndarray) -> list[tuple[list[int], int]]:
+    return [([*inputs.tolist(), *answer[:step].tolist()], int(token)) for step, token in enumerate(answer)]
+
+
+def test_each_target_is_predicted_from_its_own_example_alone_and_once_an_epoch():
+    examples = some_examples()
+    batches = TrainBatches(examples, T, batch_rows=4, seed=0)
+    seen: dict = {}
+    for step in range(batches.num_batches(0)):
+        for owner, targets in read_back(batches.batch(step)).items():
+            assert owner not in seen
+            seen[owner] = targets
+    assert seen == {(i, 0): expected(example.inputs, example.target) for i, example in enumerate(examples)}
+
+
+def test_each_candidate_reads_the_input_and_itself_but_no_other_candidate():
+    examples, candidates = some_examples(), some_candidates(40)
+    seen: dict = {}
+    for batch in ScoringBatches(examples, candidates, T, batch_rows=4):
+        for owner, targets in read_back(batch).items():
+            assert owner not in seen
+            seen[owner] = targets
+    assert seen == {
+        (i, c): expected(examples[i].inputs, answer)
+        for i, answers in enumerate(candidates)
+        for c, answer in enumerate(answers)
+    }
+
+
+def test_an_input_is_stored_once_for_all_its_candidates():
+    examples = Examples.of([Example("a", "en", np.array([1, 2, 3]), np.array([], int))])
+    (batch,) = ScoringBatches(
+        examples, [[np.array([4]), np.array([5, 6]), np.array([7, 8])]], row_length=8, batch_rows=1
+    )
+    assert batch["tokens"].tolist() == [[1, 2, 3, 5, 7, 0, 0, 0]]
+    assert batch["positions"].tolist() == [[0, 1, 2, 3, 3, 0, 0, 0]]
+    assert batch["segments"].tolist() == [[1, 1, 1, 1, 1, 0, 0, 0]]
+    assert batch["branches"].tolist() == [[0, 0, 0, 2, 3, 0, 0, 0]]
+    assert batch["targets"].tolist() == [[4, 5, 6, 7, 8, 0, 0, 0]]
+    assert batch["target_positions"].tolist() == [[2, 2, 3, 2, 4, 0, 0, 0]]
+    assert batch["candidates"].tolist() == [[0, 1, 1, 2, 2, -1, -1, -1]]
+    assert batch["weights"].dtype == np.float32
+
+
+def test_training_needs_no_branches():
+    batch = TrainBatches(some_examples(), T, batch_rows=8, seed=0).batch(0)
+    assert not batch["branches"].any()
+
+
+def test_scores_are_gathered_by_example_and_candidate():
+    examples, candidates = some_examples(), some_candidates(40)
+    batches = ScoringBatches(examples, candidates, T, batch_rows=4)
+    scores = batches.gather(np.where(batch["weights"] > 0, batch["targets"] + 1, np.nan) for batch in batches)
+    assert [one.tolist() for one in scores] == [[float(sum(a + 1)) for a in answers] for answers in candidates]
+
+
+def test_gathering_too_few_batches_is_refused():
+    batches = ScoringBatches(some_examples(), some_candidates(40), T, batch_rows=4)
+    with pytest.raises(ValueError, match="shorter"):
+        batches.gather([np.zeros_like(batches.batch(0)["weights"])])
+
+
+@pytest.mark.parametrize("process_count", [1, 2, 4])
+def test_the_hosts_shares_make_up_the_batch_for_any_number_of_hosts(process_count):
+    batches = TrainBatches(some_examples(), T, batch_rows=4, seed=0)
+    for step in range(batches.num_steps(2)):
+        whole = batches.batch(step)
+        shares = [batches.local(step, index, process_count) for index in range(process_count)]
+        for name, array in whole.items():
+            assert np.array_equal(np.concatenate([share[name] for share in shares]), array)
+
+
+def test_a_batch_depends_on_its_step_alone():
+    examples = some_examples()
+    walked, jumped = (TrainBatches(examples, T, batch_rows=4, seed=3) for _ in range(2))
+    steps = range(walked.num_steps(3))
+    in_order = [walked.batch(step) for step in steps]
+    for step in reversed(steps):
+        late = jumped.batch(step)
+        assert all(np.array_equal(late[name], array) for name, array in in_order[step].items())
+
+
+def test_all_batches_of_all_epochs_have_one_shape():
+    batches = TrainBatches(some_examples(), T, batch_rows=4, seed=0)
+    shapes = {tuple((name, a.shape) for name, a in batches.batch(s).items()) for s in range(batches.num_steps(4))}
+    assert len(shapes) == 1
+    num_targets = batches.batch(0)["targets"].shape[1]
+    assert num_targets % 8 == 0
+
+
+def test_every_epoch_reads_every_example_in_another_order():
+    batches = TrainBatches(some_examples(), T, batch_rows=4, seed=0)
+    epochs = []
+    for epoch in range(2):
+        start = batches.num_steps(epoch)
+        read = [batches.batch(start + index)["examples"] for index in range(batches.num_batches(epoch))]
+        epochs.append(np.concatenate(read).ravel())
+    assert [sorted(set(read) - {-1}) for read in epochs] == [list(range(40))] * 2
+    assert epochs[0].tolist() != epochs[1].tolist()
+
+
+def test_no_batch_is_left_with_a_handful_of_rows():
+    examples = Examples.of(Example(str(i), "en", np.arange(T), np.array([1])) for i in range(33))
+    batches = TrainBatches(examples, T, batch_rows=16, seed=0)
+    rows = [int((batches.batch(step)["weights"].sum(axis=1) > 0).sum()) for step in range(batches.num_batches(0))]
+    assert rows == [11, 11, 11]
+
+
+def test_other_seeds_give_other_batches():
+    first, second = (TrainBatches(some_examples(), T, batch_rows=4, seed=seed).batch(0) for seed in range(2))
+    assert first["tokens"].tolist() != second["tokens"].tolist()
+
+
+def one(inputs: int, target: int) -> Examples:
+    rows = [
+        Example("good", "en", np.ones(2, int), np.ones(1, int)),
+        Example("bad", "en", np.ones(inputs, int), np.ones(target, int)),
+    ]
+    return Examples.of(rows)
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        (one(3, 0), "row 'bad' has no target tokens"),
+        (one(0, 2), "row 'bad' has no input tokens"),
+        (one(T, 2), f"row 'bad' does not fit a packed row of {T} tokens; raise row_length to the longest, {T + 1}"),
+        (Examples.of([]), "there are no examples"),
+    ],
+)
+def test_examples_that_cannot_be_trained_on_are_named(examples, message):
+    with pytest.raises(UserError, match=message):
+        TrainBatches(examples, T, batch_rows=1, seed=0)
+
+
+def test_an_example_without_candidates_is_named():
+    with pytest.raises(UserError, match="row 'bad' has no candidates"):
+        ScoringBatches(one(3, 1), [[np.array([1])], []], T, batch_rows=1)
+
+
+def test_an_empty_candidate_is_named():
+    with pytest.raises(UserError, match="row 'bad' has no target tokens"):
+        ScoringBatches(one(3, 1), [[np.array([1])], [np.array([1]), np.array([], int)]], T, batch_rows=1)
+
+
+def test_a_batch_that_hosts_cannot_share_is_refused():
+    with pytest.raises(UserError, match="4 rows cannot be divided among 3 hosts"):
+        TrainBatches(some_examples(), T, batch_rows=4, seed=0).local(0, 0, 3)

@@ -1,0 +1,259 @@
+import asyncio
+import json
+import logging
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from fiat_jax.errors import UserError
+from fiat_jax.prompts.instructions import load_instructions
+from fiat_jax.prompts.render import Renderer
+from fiat_jax.reasoning.backend import Completion, Refused
+from fiat_jax.reasoning.drive import GenerateOptions
+from fiat_jax.reasoning.generate import bill, generate
+from fiat_jax.reasoning.openai import Endpoint, OpenAIBackend
+
+
+class Oracle:
+    """A backend without a network: answers by `says(question)`, and remembers what it was asked, with which seed."""
+
+    def __init__(self, says=lambda question: f"{question} is a number. So the answer is yes.", served_by=None):
+        self.says, self.served_by = says, served_by
+        self.asked, self.model = [], {"name": "oracle", "revision": "1"}
+
+    def identity(self):
+        return dict(self.model)
+
+    async def complete(self, prompt, *, seed, sample):
+        question = prompt.own_text.split("Number: ")[1].split("\n")[0]
+        self.asked.append((question, sample, seed))
+        await asyncio.sleep(0)
+        return Completion(self.says(question), "stop", 10, 5, self.served_by)
+
+    async def close(self):
+        pass
+
+
+def test_every_row_is_asked_once_and_its_answer_is_stored_with_what_was_extracted(task, rows, renderer, store):
+    oracle = Oracle()
+    summary = generate(task, rows, renderer, oracle, store)
+    assert sorted(int(question) for question, _, _ in oracle.asked) == list(range(20))
+    assert (summary.wanted, summary.before, summary.written, summary.quarantined) == (20, 0, 20, ())
+    assert (summary.prompt_tokens, summary.completion_tokens) == (200, 100)
+    records = {record.row_id: record for record in store.lookup(summary.set_key).values()}
+    assert records["train-7"].text == "7 is a number. So the answer is yes."
+    assert records["train-7"].rationale == "7 is a number."
+    assert records["train-7"].answer == "even"
+
+
+def test_a_second_run_asks_nothing_and_new_rows_are_all_it_asks_for(task, rows, renderer, store):
+    generate(task, rows[:15], renderer, Oracle(), store)
+    oracle = Oracle()
+    summary = generate(task, rows, renderer, oracle, store)
+    assert sorted(int(question) for question, _, _ in oracle.asked) == list(range(15, 20))
+    assert (summary.before, summary.written) == (15, 5)
+    again = Oracle()
+    assert generate(task, rows, renderer, again, store).written == 0
+    assert again.asked == []
+
+
+def test_rows_of_equal_content_are_asked_once(task, rows, renderer, store):
+    twin = {**rows[3], "id": "twin"}
+    oracle = Oracle()
+    assert generate(task, [*rows, twin], renderer, oracle, store).wanted == 20
+    assert len(oracle.asked) == 20
+
+
+def test_another_exemplar_or_model_makes_another_set(task, rows, renderer, store, world):
+    first = generate(task, rows[:2], renderer, Oracle(), store).set_key
+    text = (world / "parity.yaml").read_text().replace("train-2", "train-4")
+    (world / "other.yaml").write_text(text)
+    instructions = load_instructions(world / "other.yaml", {row["id"]: row for row in rows})
+    other = generate(task, rows[:2], Renderer(instructions, renderer.tokenizer, 512), Oracle(), store).set_key
+    oracle = Oracle()
+    oracle.model["revision"] = "2"
+    third = generate(task, rows[:2], renderer, oracle, store).set_key
+    assert len({first, other, third}) == 3
+
+
+def test_bad_rows_go_to_quarantine_with_their_reason_and_are_asked_again(task, rows, renderer, store, tmp_path):
+    def says(question):
+        if question == "4":
+            raise Refused("HTTP 400: too long")
+        return "  \n" if question == "5" else "So the answer is no."
+
+    rows[6]["question"] = 6  # the instruction file declares text
+    path = tmp_path / "out" / "quarantine.jsonl"
+    summary = generate(task, rows, renderer, Oracle(says), store, quarantine=path)
+    assert summary.written == 17
+    reasons = {entry["id"]: entry["reason"] for entry in map(json.loads, path.read_text().splitlines())}
+    assert reasons.keys() == {"train-4", "train-5", "train-6"}
+    assert reasons["train-4"] == "HTTP 400: too long"
+    assert "completion is empty" in reasons["train-5"]
+    assert "'question' is 6" in reasons["train-6"]
+    oracle = Oracle()
+    rows[6]["question"] = "6"
+    assert generate(task, rows, renderer, oracle, store, quarantine=path).written == 3
+    assert path.read_text() == ""
+
+
+def test_failures_in_a_row_end_the_run_and_keep_what_was_answered(task, rows, renderer, store):
+    def says(question):
+        if int(question) >= 5:
+            raise Refused("HTTP 400: unknown parameter")
+        return "So the answer is no."
+
+    oracle = Oracle(says)
+    with pytest.raises(UserError, match=r"4 requests failed one after another.*unknown parameter.*is stored"):
+        generate(task, rows, renderer, oracle, store, GenerateOptions(concurrency=1, failures_in_a_row=4))
+    assert len(oracle.asked) == 9
+    assert len(store.lookup(next(iter(store.sets())))) == 5
+
+
+def test_failures_among_successes_do_not_end_the_run(task, rows, renderer, store):
+    def says(question):
+        if int(question) % 3:
+            raise Refused("HTTP 400: too long")
+        return "So the answer is no."
+
+    summary = generate(task, rows, renderer, Oracle(says), store, GenerateOptions(concurrency=1, failures_in_a_row=3))
+    assert (summary.written, len(summary.quarantined)) == (7, 13)
+
+
+def test_seeds_come_from_the_record_and_not_from_the_order(task, rows, renderer, store, world, tmp_path):
+    (world / "warm.yaml").write_text(
+        (world / "parity.yaml").read_text().replace("temperature: 0.0", "temperature: 0.7")
+    )
+    instructions = load_instructions(world / "warm.yaml", {row["id"]: row for row in rows})
+    warm = Renderer(instructions, renderer.tokenizer, 512)
+    one, other = Oracle(), Oracle()
+    generate(task, rows, warm, one, store, GenerateOptions(samples=2, concurrency=3))
+    generate(task, rows[::-1], warm, other, type(store)(tmp_path / "other"), GenerateOptions(samples=2))
+    assert sorted(one.asked) == sorted(other.asked)
+    assert len({seed for _, _, seed in one.asked}) == 40
+    greedy = Oracle()
+    generate(task, rows, renderer, greedy, store)
+    assert {seed for _, _, seed in greedy.asked} == {None}
+    with pytest.raises(UserError, match="all the same at temperature 0"):
+        generate(task, rows, renderer, greedy, store, GenerateOptions(samples=2))
+
+
+def test_a_change_of_the_model_in_mid_run_is_reported(task, rows, renderer, store, caplog):
+    class Swapped(Oracle):
+        async def complete(self, prompt, *, seed, sample):
+            self.model = {"name": "oracle", "revision": "swapped"}
+            self.served_by = "new" if len(self.asked) > 8 else "old"
+            return await super().complete(prompt, seed=seed, sample=sample)
+
+    with caplog.at_level(logging.WARNING):
+        summary = generate(task, rows, renderer, Swapped(), store, GenerateOptions(concurrency=1))
+    assert len(summary.changes) == 2
+    assert "the model changed during the run" in caplog.text
+    assert "was answered by new (11 records), old (9 records)" in caplog.text
+
+
+def test_a_set_that_only_the_endpoints_report_sets_apart_is_pointed_at(task, rows, renderer, store):
+    oracle = Oracle()
+    oracle.model["reported"] = {"root": "/models/a"}
+    assert generate(task, rows, renderer, oracle, store).changes == ()
+    oracle.model["reported"] = {"root": "/models/b"}
+    (change,) = generate(task, rows, renderer, oracle, store).changes
+    assert "begins apart from it" in change
+
+
+def test_the_bill_is_what_the_run_will_ask(task, rows, renderer, store):
+    generate(task, rows[:5], renderer, Oracle(), store)
+    rows[6]["question"] = 6
+    expected = bill(task, rows, renderer, Oracle(), store)
+    assert (expected.wanted, expected.requests, len(expected.unrendered)) == (20, 14, 1)
+    prompt = renderer.reasoning_prompt(rows[7])
+    assert (
+        14 * len(prompt.prefix_ids) < expected.prompt_tokens < 14 * (len(prompt.prefix_ids) + len(prompt.own_ids) + 2)
+    )
+    assert expected.completion_tokens_at_most == 14 * 20
+    assert generate(task, rows, renderer, Oracle(), store).written == expected.requests
+
+
+def test_no_more_requests_are_under_way_than_allowed(task, rows, renderer, store, endpoint):
+    endpoint.reply = lambda n, request: {"seconds": 0.02}
+    backend = OpenAIBackend(Endpoint(url=endpoint.url, model="big"))
+    assert generate(task, rows, renderer, backend, store, GenerateOptions(concurrency=4)).written == 20
+    assert 2 <= endpoint.most_at_once <= 4
+
+
+def test_a_misbehaving_endpoint_is_worked_through(task, rows, renderer, store, endpoint, monkeypatch):
+    monkeypatch.setattr("fiat_jax.reasoning.http.LONGEST_BACKOFF_SECONDS", 0.02)
+    failures = [
+        {"status": 500},
+        {"cut": True},
+        {"status": 429, "headers": {"Retry-After": "0.1"}},
+        {"seconds": 5.0},
+        {},
+    ]
+    endpoint.reply = lambda n, request: failures[n % 5]
+    backend = OpenAIBackend(Endpoint(url=endpoint.url, model="big", timeout_seconds=0.5, attempts=50))
+    summary = generate(task, rows, renderer, backend, store, GenerateOptions(concurrency=8))
+    assert (summary.written, summary.quarantined) == (20, ())
+    assert store.verify() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_requests_under_way_end_and_the_next_run_goes_on(task, rows, renderer, store, endpoint, number):
+    enough = threading.Event()
+
+    def reply(n, request):
+        if n == 6:
+            os.kill(os.getpid(), number)
+            enough.set()
+        return {"seconds": 0.3 if n >= 6 else 0.0}
+
+    endpoint.reply = reply
+    backend = OpenAIBackend(Endpoint(url=endpoint.url, model="big"))
+    summary = generate(task, rows, renderer, backend, store, GenerateOptions(concurrency=2))
+    assert enough.is_set()
+    assert summary.interrupted
+    assert summary.written == len(endpoint.requests) < 20, "a request that was under way, and paid for, was dropped"
+    endpoint.reply = lambda n, request: {}
+    rest = generate(task, rows, renderer, backend, store)
+    assert (rest.written, rest.interrupted) == (20 - summary.written, False)
+    assert len(set(endpoint.asked())) == len(endpoint.asked()) == 20
+
+
+def test_signal_handlers_of_the_caller_come_back(task, rows, renderer, store):
+    def mine(*args):
+        pass
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        generate(task, rows, renderer, Oracle(), store)
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_second_signal_does_not_wait(task, rows, renderer, store, endpoint):
+    def reply(n, request):
+        if n < 2:
+            time.sleep(0.3 * n)  # two signals at once are one
+            os.kill(os.getpid(), signal.SIGINT)
+        return {"seconds": 60.0}
+
+    endpoint.reply = reply
+    backend = OpenAIBackend(Endpoint(url=endpoint.url, model="big"))
+    summary = generate(task, rows, renderer, backend, store, GenerateOptions(concurrency=3))
+    assert summary.interrupted
+    assert summary.written == 0
+    assert summary.seconds < 20
+
+
+def test_a_full_disk_ends_the_run_with_its_error(task, rows, renderer, store, monkeypatch):
+    def refuse(fd):
+        raise OSError(28, "No space left on device")
+
+    generate(task, rows[:1], renderer, Oracle(), store)  # makes the set
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(UserError, match="No space left"):
+        generate(task, rows, renderer, Oracle(), store)

@@ -1,0 +1,198 @@
+import asyncio
+import email.utils
+import time
+
+import pytest
+
+from fiat_jax.errors import UserError
+from fiat_jax.prompts.render import ReasoningPrompt
+from fiat_jax.reasoning.backend import Refused, Unavailable
+from fiat_jax.reasoning.openai import Endpoint, OpenAIBackend
+
+QUOTA = {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}
+PROMPT = ReasoningPrompt((1, 2), (3,), "Think.\n\n", "Number: 4", ("\n\n",), {"temperature": 0.5, "max_tokens": 9})
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch):
+    monkeypatch.setattr("fiat_jax.reasoning.http.LONGEST_BACKOFF_SECONDS", 0.02)
+
+
+def ask(endpoint, times=1, **settings):
+    """Ask `times` at once; returns the completions."""
+    settings = {"url": endpoint.url, "model": "big", "timeout_seconds": 5.0} | settings
+    return ask_backend(OpenAIBackend(Endpoint(**settings)), times)
+
+
+def ask_backend(backend, times=1):
+    async def all_of_them():
+        try:
+            return await asyncio.gather(*(backend.complete(PROMPT, seed=5, sample=0) for _ in range(times)))
+        finally:
+            await backend.close()
+
+    return asyncio.run(all_of_them())
+
+
+def test_a_chat_request_carries_the_whole_prompt_and_its_decoding(endpoint):
+    (completion,) = ask(endpoint)
+    (request,) = endpoint.requests
+    assert request.path == "/v1/chat/completions"
+    assert request.body == {
+        "model": "big",
+        "messages": [{"role": "user", "content": "Think.\n\nNumber: 4"}],
+        "stop": ["\n\n"],
+        "temperature": 0.5,
+        "max_tokens": 9,
+        "seed": 5,
+    }
+    assert completion.text == "It ends in an even digit. So the answer is yes."
+    assert (completion.finish_reason, completion.served_by) == ("stop", "big-2025")
+    assert (completion.prompt_tokens, completion.completion_tokens) == (11, 7)
+
+
+def test_a_completions_server_gets_text_or_ids_as_declared(endpoint):
+    ask(endpoint, api="completions")
+    ask(endpoint, api="completions", send="ids", extra={"min_p": 0.1})
+    assert [r.path for r in endpoint.requests] == ["/v1/completions"] * 2
+    assert endpoint.requests[0].body["prompt"] == "Think.\n\nNumber: 4"
+    assert endpoint.requests[1].body["prompt"] == [1, 2, 3]
+    assert endpoint.requests[1].body["min_p"] == 0.1
+
+
+def test_the_key_is_read_from_the_declared_variable_and_only_from_there(endpoint, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    ask(endpoint, key_variable="MY_KEY")
+    ask(endpoint)
+    assert endpoint.requests[0].headers["Authorization"] == "Bearer secret"
+    assert "Authorization" not in endpoint.requests[1].headers
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        {"status": 429, "body": {"error": {"message": "busy"}}},
+        {"status": 500, "body": b"<html>oops</html>"},
+        {"status": 503, "body": {}},
+        {"cut": True},
+        {"body": b'{"choices": [{"mess'},
+        {"body": b"[]"},
+        {"seconds": 30.0},
+    ],
+    ids=["429", "500", "503", "cut body", "half json", "no object", "hang"],
+)
+def test_what_may_pass_is_tried_again(endpoint, failure):
+    endpoint.reply = lambda n, request: failure if n < 2 else {}
+    (completion,) = ask(endpoint, timeout_seconds=0.3)
+    assert completion.completion_tokens == 7
+    assert len(endpoint.requests) == 3
+
+
+def test_an_endpoint_that_drips_bytes_is_timed_out_too(endpoint, monkeypatch):
+    real = endpoint.server.RequestHandlerClass.end_headers
+
+    def drip(handler):
+        real(handler)
+        for _ in range(40):
+            handler.wfile.write(b" ")
+            time.sleep(0.05)
+
+    monkeypatch.setattr(endpoint.server.RequestHandlerClass, "end_headers", drip)
+    with pytest.raises(Unavailable, match=r"no answer within 0\.2 s \(2 attempts\)"):
+        ask(endpoint, timeout_seconds=0.2, attempts=2)
+
+
+@pytest.mark.parametrize("date", [False, True])
+def test_retry_after_holds_every_request_back(endpoint, date):
+    wait = email.utils.formatdate(time.time() + 3, usegmt=True) if date else "1"
+    endpoint.reply = lambda n, request: {"status": 429, "headers": {"Retry-After": wait}} if n < 2 else {}
+    ask(endpoint, times=2)
+    ask_at = sorted(request.at for request in endpoint.requests)
+    assert len(ask_at) == 4
+    assert ask_at[2] - ask_at[1] >= 0.9, "a request went out before the endpoint allowed it"
+
+
+def test_an_endpoint_that_asks_for_hours_ends_the_run(endpoint):
+    endpoint.reply = lambda n, request: {"status": 429, "headers": {"Retry-After": "7200"}}
+    with pytest.raises(UserError, match=r"asks to wait 7200 s.*again later"):
+        ask(endpoint)
+    assert len(endpoint.requests) == 1
+
+
+def test_an_endpoint_that_never_recovers_is_unavailable(endpoint):
+    endpoint.reply = lambda n, request: {"status": 500, "body": {"error": {"message": "overloaded"}}}
+    with pytest.raises(Unavailable, match=r"HTTP 500: overloaded \(3 attempts\)"):
+        ask(endpoint, attempts=3)
+    assert len(endpoint.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ({"status": 400, "body": {"error": {"message": "prompt is too long"}}}, "prompt is too long"),
+        ({"body": {"choices": [{"text": "x", "finish_reason": "content_filter"}]}}, "content filter"),
+        ({"body": {"choices": []}}, "holds no text"),
+        ({"body": {"choices": [{"message": {"content": None, "refusal": "no"}}]}}, "holds no text"),
+    ],
+)
+def test_a_row_that_is_refused_is_not_asked_again(endpoint, reply, reason):
+    endpoint.reply = lambda n, request: reply
+    with pytest.raises(Refused, match=reason):
+        ask(endpoint)
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ({"status": 401, "body": {"error": "bad key"}}, r"HTTP 401: bad key.*environment variable OPENAI_API_KEY"),
+        ({"status": 429, "body": QUOTA}, "exceeded your quota"),
+        ({"status": 307, "headers": {"Location": "http://elsewhere/v1"}}, "location http://elsewhere/v1; set the URL"),
+        ({"status": 404, "body": {"detail": "no such path"}}, "HTTP 404"),
+    ],
+)
+def test_what_no_row_can_pass_is_one_clear_error(endpoint, reply, message):
+    endpoint.reply = lambda n, request: reply
+    with pytest.raises(UserError, match=message):
+        ask(endpoint)
+    assert len(endpoint.requests) == 1
+
+
+def test_a_misspelt_model_is_told_apart_with_what_the_endpoint_lists(endpoint):
+    endpoint.reply = lambda n, request: {"status": 404, "body": {"error": {"message": "no model bigg"}}}
+    backend = OpenAIBackend(Endpoint(url=endpoint.url, model="bigg"))
+    backend.identity()
+    with pytest.raises(UserError, match=r"It lists big\. Did you mean 'big'\?"):
+        ask_backend(backend)
+
+
+def test_identity_is_the_declared_name_with_what_stays_of_the_report(endpoint):
+    backend = OpenAIBackend(Endpoint(url=endpoint.url, model="big", revision="r1"))
+    expected = {"name": "big", "revision": "r1", "reported": {"id": "big", "root": "org/big", "owned_by": "org"}}
+    assert backend.identity() == expected
+    endpoint.models["body"]["data"][0]["created"] = 99
+    assert backend.identity() == expected
+    endpoint.models = {"status": 404}
+    assert backend.identity() == {"name": "big", "revision": "r1"}
+
+
+def test_no_server_at_the_url_is_said_at_once():
+    backend = OpenAIBackend(Endpoint(url="http://127.0.0.1:9", model="big"))
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/v1 does not answer: ConnectError.*Is the server up"):
+        backend.identity()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"api": "chats"}, "api is 'chats'"),
+        ({"send": "ids"}, "'ids' with api = 'completions'"),
+        ({"model": ""}, "model is empty"),
+        ({"url": "localhost:8000"}, "not the URL of an endpoint"),
+        ({"attempts": 0}, "attempts is 0"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings, message):
+    with pytest.raises(UserError, match=message):
+        OpenAIBackend(Endpoint(**({"model": "big"} | settings)))
