@@ -127,7 +127,8 @@ class Decoder(nnx.Module):
         """
         c, (B, T) = self.config, tokens_BT.shape
         rope_BTK = rope_tables(positions_BT, c.head_dim, c.rope_theta)
-        x_ND = constrain(self.embed[...][tokens_BT.reshape(-1)], self.build.rules, "batch", None)
+        table_VD = constrain(self.embed[...], self.build.rules, "vocab", None)  # a lookup needs whole rows of it
+        x_ND = constrain(table_VD[tokens_BT.reshape(-1)], self.build.rules, "batch", None)
         graphdef, stacked = nnx.split(self.blocks)
 
         def run(carry, inputs):

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 WEIGHT_STD = 0.02
+Weight = nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam))  # a filter: LoRAParam is a subclass of Param
 
 
 @dataclasses.dataclass(frozen=True)

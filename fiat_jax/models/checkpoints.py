@@ -1,0 +1,221 @@
+"""Hugging Face directories in and out: safetensors read slice by slice straight into sharded arrays, and written back."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fiat_jax.errors import UserError
+from fiat_jax.models.decoder import DecoderConfig
+from fiat_jax.models.families import Family, Tensor, sizes
+
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 4 << 30
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """Return a directory's config.json."""
+    path = Path(directory) / "config.json"
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{directory} has no config.json; it must be a model directory in Hugging Face layout") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON ({error}); fetch it again") from None
+
+
+class WeightFiles:
+    """The safetensors files of a directory: which tensors there are, and any slice of one."""
+
+    def __init__(self, directory: str | Path):
+        from safetensors import SafetensorError, safe_open  # only a machine that reads checkpoints needs it
+
+        self.directory = Path(directory)
+        self._slices = {}
+        for path in self._paths():
+            try:
+                handle = safe_open(path, framework="numpy")
+            except FileNotFoundError:
+                raise UserError(f"{path} is named by {INDEX} and is not there; fetch it again") from None
+            except SafetensorError as error:
+                size = path.stat().st_size
+                raise UserError(f"{path} ({size} bytes) is cut short or damaged: {error}; fetch it again") from None
+            self._slices |= {name: handle.get_slice(name) for name in handle.keys()}
+
+    def _paths(self) -> list[Path]:
+        index = self.directory / INDEX
+        if index.exists():
+            return [self.directory / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        paths = sorted(self.directory.glob("*.safetensors"))
+        if not paths:
+            raise UserError(f"{self.directory} has no .safetensors file; convert the checkpoint to safetensors first")
+        return paths
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of every tensor."""
+        return {name: tuple(part.get_shape()) for name, part in self._slices.items()}
+
+    def alias(self, name: str, other: str) -> None:
+        """Where `name` is absent and `other` is there, read it under `name`: a file may keep either of two tied ones."""
+        if name not in self._slices and other in self._slices:
+            self._slices[name] = self._slices.pop(other)
+
+    def read(self, name: str, ranges: Sequence[slice]) -> np.ndarray:
+        """Return one slice of a tensor, in the file's dtype."""
+        return self._slices[name][tuple(ranges)]
+
+    def fingerprint(self) -> str:
+        """Return sha256 over names, shapes, dtypes and up to 64 values spread over each tensor: seconds for any size."""
+        digest = hashlib.sha256()
+        for name in sorted(self._slices):
+            part = self._slices[name]
+            shape = part.get_shape()
+            digest.update(json.dumps([name, shape, part.get_dtype()]).encode())
+            rows = np.unique(np.linspace(0, shape[0] - 1, min(8, shape[0])).astype(int)) if shape else []
+            for row in rows:
+                values = np.ascontiguousarray(part[int(row) : int(row) + 1]).reshape(-1)
+                digest.update(values[:: max(1, values.size // 64)].tobytes())
+        return digest.hexdigest()
+
+
+def _groups(dims: str) -> list[str]:
+    """Split "(H G K) D" into ["HGK", "D"]."""
+    groups, inside = [], False
+    for token in dims.replace("(", " ( ").replace(")", " ) ").split():
+        if token in "()":
+            inside = token == "("
+            if inside:
+                groups.append("")
+        elif inside:
+            groups[-1] += token
+        else:
+            groups.append(token)
+    return groups
+
+
+def their_shape(tensor: Tensor, size: Mapping[str, int]) -> tuple[int, ...]:
+    """Return the shape of one of their tensors."""
+    return tuple(math.prod(size[dim] for dim in group) for group in _groups(tensor.theirs))
+
+
+def our_shape(tensor: Tensor, size: Mapping[str, int]) -> tuple[int, ...]:
+    """Return the shape of one layer of ours."""
+    return tuple(size[dim] for dim in tensor.ours.split())
+
+
+def read_slice(files: WeightFiles, tensor: Tensor, layer: int, wanted: Mapping[str, slice], size) -> np.ndarray:
+    """Return one layer's slice in our order of dimensions, reading no more of the file than its outer ranges need."""
+    groups = _groups(tensor.theirs)
+    ranges, expanded, inner = [], [], []
+    for group in groups:
+        lead, rest = wanted[group[0]], math.prod(size[dim] for dim in group[1:])
+        ranges.append(slice(lead.start * rest, lead.stop * rest))
+        expanded += [lead.stop - lead.start, *(size[dim] for dim in group[1:])]
+        inner += [slice(None), *(wanted[dim] for dim in group[1:])]
+    block = files.read(tensor.name.format(layer=layer), ranges).reshape(expanded)[tuple(inner)]
+    theirs = "".join(groups)
+    return block.transpose([theirs.index(dim) for dim in tensor.ours.split()])
+
+
+def to_theirs(tensor: Tensor, layer_array: np.ndarray) -> np.ndarray:
+    """Return one layer of ours in their order and shape of dimensions."""
+    ours, groups = tensor.ours.split(), _groups(tensor.theirs)
+    array = layer_array.transpose([ours.index(dim) for group in groups for dim in group])
+    size = dict(zip(ours, layer_array.shape, strict=True))
+    return np.ascontiguousarray(array.reshape([math.prod(size[dim] for dim in group) for group in groups]))
+
+
+def check_tensors(files: WeightFiles, family: Family, config: DecoderConfig, num_layers: int) -> None:
+    """Compare the files with what config.json promises; one error lists all that is missing, extra or misshapen."""
+    if config.tied_head:
+        files.alias("model.embed_tokens.weight", "lm_head.weight")
+    size, found = sizes(config), files.shapes
+    expected = {
+        tensor.name.format(layer=layer): their_shape(tensor, size)
+        for tensor in family.present(config)
+        for layer in range(num_layers if tensor.stacked else 1)
+    }
+    ignored = {"lm_head.weight"} if config.tied_head else set()  # some files repeat the tied matrix
+    extra = [n for n in found if n not in expected and n not in ignored and not n.endswith("rotary_emb.inv_freq")]
+    problems = [f"missing {name} {shape}" for name, shape in expected.items() if name not in found]
+    problems += [f"extra {name} {found[name]}" for name in extra]
+    problems += [
+        f"{name} is {found[name]}, config.json says {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    if problems:
+        lines = "\n  ".join(problems)
+        raise UserError(f"{files.directory}: the tensors are not those of its config.json:\n  {lines}")
+
+
+def load_array(files: WeightFiles, tensor: Tensor, config, sharding, dtype, num_layers: int) -> jax.Array:
+    """Return a tensor of ours on its devices; every device's part is read from the file by itself."""
+    size = sizes(config)
+    dims = tensor.ours.split()
+    shape = ((num_layers,) if tensor.stacked else ()) + our_shape(tensor, size)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        full = [slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True)]
+        layers = full.pop(0) if tensor.stacked else slice(0, 1)
+        wanted = dict(zip(dims, full, strict=True))
+        out = np.empty([layers.stop - layers.start, *(s.stop - s.start for s in full)], dtype)
+        for i, layer in enumerate(range(layers.start, layers.stop)):
+            out[i] = read_slice(files, tensor, layer, wanted, size)
+        return out if tensor.stacked else out[0]
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def write_model(
+    directory: str | Path, tensors: Iterator[tuple[str, np.ndarray]], hf_config: Mapping[str, Any], source: str | Path
+) -> None:
+    """Write a Hugging Face directory shard by shard, never holding more than one shard; tokenizer files are copied."""
+    from safetensors.numpy import save_file
+
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    shards: list[list[str]] = []
+    held: dict[str, np.ndarray] = {}
+    total = 0
+
+    def flush():
+        if held:
+            shards.append(list(held))
+            save_file(held, target / f"part-{len(shards)}.safetensors", metadata={"format": "pt"})
+            held.clear()
+
+    for name, array in tensors:
+        if sum(a.nbytes for a in held.values()) + array.nbytes > SHARD_BYTES:
+            flush()
+        held[name] = array
+        total += array.nbytes
+    flush()
+    if len(shards) == 1:
+        os.replace(target / "part-1.safetensors", target / "model.safetensors")
+    else:
+        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        for i, name in enumerate(names):
+            os.replace(target / f"part-{i + 1}.safetensors", target / name)
+        weight_map = {tensor: names[i] for i, shard in enumerate(shards) for tensor in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (target / INDEX).write_text(json.dumps(index, indent=2))
+    (target / "config.json").write_text(json.dumps(dict(hf_config), indent=2))
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
+        if (Path(source) / name).exists():
+            shutil.copyfile(Path(source) / name, target / name)
+
+
+def host_array(array: jax.Array, dtype=None) -> np.ndarray:
+    """Return an array on this host, whatever its sharding."""
+    array = array if dtype is None else array.astype(jnp.dtype(dtype))
+    return np.asarray(jax.device_get(array))

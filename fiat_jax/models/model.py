@@ -1,0 +1,233 @@
+"""A model on a mesh: what is trained, what is frozen, and the pure functions of both."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from fiat_jax.errors import UserError, did_you_mean
+from fiat_jax.models.checkpoints import WeightFiles, check_tensors, host_array, load_array, read_config, to_theirs
+from fiat_jax.models.decoder import REMAT_POLICIES, Build, Decoder, DecoderConfig
+from fiat_jax.models.families import LLAMA, Family, family_of
+from fiat_jax.models.linear import LoraScale, Weight
+from fiat_jax.models.lora import LoraConfig, resolve
+from fiat_jax.sharding import TRAIN, ShardingRules, named
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which checkpoint, and how it is held.
+
+    Args:
+        path: a directory in Hugging Face layout.
+        dtype: of frozen weights and of activations; what is trained is float32.
+        remat: what backward recomputes: "products" (all but matrix products), "full" (least memory) or "none".
+    """
+
+    path: str = ""
+    dtype: str = "float32"
+    remat: str = "products"
+
+    def __post_init__(self):
+        for name, value, known in (("dtype", self.dtype, DTYPES), ("remat", self.remat, tuple(REMAT_POLICIES))):
+            if value not in known:
+                raise UserError(f"model {name} is {value!r}; known are {', '.join(known)}.{did_you_mean(value, known)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A decoder on a mesh.
+
+    `trainable` and `frozen` are pytrees of arrays (NNX states) that `graphdef` puts together: adapters and base under
+    LoRA; everything and nothing when all weights are tuned. Both are arguments of every compiled function.
+    """
+
+    config: DecoderConfig
+    family: Family
+    mesh: Mesh
+    build: Build
+    graphdef: Any
+    trainable: nnx.State
+    frozen: nnx.State
+    lora: LoraConfig | None = None
+    directory: str = ""
+    hf_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fingerprint: str = ""
+
+    def module(self, trainable, frozen) -> Decoder:
+        """Return the decoder of these arrays, computing in the build's dtype."""
+        dtype = jnp.dtype(self.build.dtype)
+        if self.lora is None and dtype != jnp.float32:  # all weights are trained: float32 copies are kept, these compute
+            trainable = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, trainable)
+        return nnx.merge(self.graphdef, trainable, frozen)
+
+    def loss(self, trainable, frozen, batch, dropout_key=None) -> jax.Array:
+        """Return the weighted sum of the targets' negative log-probabilities (a pure function)."""
+        return self.module(trainable, frozen).loss(batch, dropout_key)
+
+    def log_probs(self, trainable, frozen, batch) -> jax.Array:
+        """Return log P (B, M) of every target (a pure function)."""
+        return self.module(trainable, frozen).log_probs(batch)
+
+    def num_parameters(self) -> tuple[int, int]:
+        """Return how many parameters are trained and how many are frozen."""
+        count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
+        return count(self.trainable), count(nnx.filter_state(self.frozen, Weight))
+
+    def weights(self, trainable=None) -> nnx.State:
+        """Return the base's weights (all parameters but adapters)."""
+        trainable = self.trainable if trainable is None else trainable
+        return trainable if self.lora is None else nnx.filter_state(self.frozen, Weight)
+
+
+def abstract_state(config: DecoderConfig, build: Build, mesh: Mesh, rules: ShardingRules) -> tuple[Any, nnx.State]:
+    """Return the graph definition and the shapes, dtypes and shardings of all variables, allocating nothing."""
+    model = nnx.eval_shape(lambda: Decoder(config, build, nnx.Rngs(0)))
+    graphdef, state = nnx.split(model)
+
+    def with_sharding(variable):
+        value = variable.get_value()
+        sharding = named(mesh, rules, value.shape, variable.axes)
+        return variable.replace(jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding))
+
+    return graphdef, jax.tree.map(with_sharding, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def _initialise(config: DecoderConfig, build: Build, abstract: nnx.State, kind, seed: int) -> nnx.State:
+    """Return fresh variables of one kind, made sharded; what is not asked for is not computed."""
+    wanted = nnx.filter_state(abstract, kind)
+    shardings = jax.tree.map(lambda x: x.sharding, wanted)
+    make = jax.jit(lambda: nnx.state(Decoder(config, build, nnx.Rngs(seed)), kind), out_shardings=shardings)
+    return make()
+
+
+def random_model(
+    config: DecoderConfig,
+    mesh: Mesh,
+    *,
+    lora: LoraConfig | None = None,
+    dtype: str = "float32",
+    remat: str = "products",
+    rules: ShardingRules = TRAIN,
+    seed: int = 0,
+    family: Family = LLAMA,
+) -> Model:
+    """Return a model of random weights, created sharded, never whole on one device."""
+    slots = () if lora is None else resolve(lora, family.modules(config))
+    build = Build(slots, "float32" if lora is None else dtype, remat, rules)
+    _, abstract = abstract_state(config, build, mesh, rules)
+    state = _initialise(config, build, abstract, nnx.Variable, seed)
+    return _assemble(config, family, mesh, dataclasses.replace(build, dtype=dtype), state, lora)
+
+
+def load_model(
+    model: ModelConfig,
+    mesh: Mesh,
+    *,
+    lora: LoraConfig | None = None,
+    rules: ShardingRules = TRAIN,
+    seed: int = 0,
+) -> Model:
+    """Read a Hugging Face directory onto a mesh; `seed` initialises the adapter.
+
+    Raises:
+        UserError: what is wrong with the directory: architecture, options, and all missing, extra or misshapen tensors.
+    """
+    hf_config = read_config(model.path)
+    where = f"{model.path}/config.json"
+    family = family_of(hf_config, where)
+    files = WeightFiles(model.path)
+    config = family.read_config(hf_config, where)
+    check_tensors(files, family, config, config.num_layers)
+    slots = () if lora is None else resolve(lora, family.modules(config))
+    build = Build(slots, "float32" if lora is None else model.dtype, model.remat, rules)
+    _, abstract = abstract_state(config, build, mesh, rules)
+    tensors = {tensor.path: tensor for tensor in family.present(config)}
+
+    loaded = []
+    for path, variable in nnx.to_flat_state(nnx.filter_state(abstract, Weight)):
+        value = variable.get_value()
+        tensor = tensors[".".join(map(str, path))]
+        array = load_array(files, tensor, config, value.sharding, value.dtype, config.num_layers)
+        loaded.append((path, variable.replace(array)))
+    state = nnx.from_flat_state(loaded)
+    if lora is not None:
+        fresh = _initialise(config, build, abstract, (nnx.LoRAParam, LoraScale), seed)
+        state = nnx.merge_state(state, fresh)
+    built = _assemble(config, family, mesh, dataclasses.replace(build, dtype=model.dtype), state, lora)
+    return dataclasses.replace(built, directory=model.path, hf_config=hf_config, fingerprint=files.fingerprint())
+
+
+def _assemble(config, family, mesh, build, state, lora) -> Model:
+    trained = Weight if lora is None else nnx.LoRAParam
+    skeleton = nnx.eval_shape(lambda: Decoder(config, build, nnx.Rngs(0)))
+    graphdef, _, _ = nnx.split(skeleton, trained, ...)
+    trainable, frozen = nnx.split_state(state, trained, ...)
+    return Model(config, family, mesh, build, graphdef, trainable, frozen, lora)
+
+
+def merge(model: Model, sign: int = 1) -> nnx.State:
+    """Return the base weights with the adapters added (or subtracted: sign = -1), in the base's dtype."""
+
+    @jax.jit
+    def added(trainable, frozen):
+        module = nnx.merge(model.graphdef, trainable, frozen)
+        for name, _ in model.build.slots:
+            linear = getattr(module.blocks, name)
+            w = linear.w[...]
+            linear.w[...] = (w.astype(jnp.float32) + sign * linear.delta()).astype(w.dtype)
+        return nnx.state(module, Weight)
+
+    return added(model.trainable, model.frozen)
+
+
+def with_weights(model: Model, weights: nnx.State) -> Model:
+    """Return the model of these base weights, without adapters."""
+    build = dataclasses.replace(model.build, slots=())
+    state = nnx.merge_state(weights)
+    merged = _assemble(model.config, model.family, model.mesh, build, state, None)
+    return dataclasses.replace(merged, directory=model.directory, hf_config=model.hf_config)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model_key: "_Static", trainable, frozen, tokens_BT):
+    module = model_key.model.module(trainable, frozen)
+    B, T = tokens_BT.shape
+    positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
+    mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool))[None], (B, T, T))
+    return module.logits(module(tokens_BT, positions_BT, mask_BTS)[0])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Static:
+    model: Model
+
+
+def logits(model: Model, tokens_BT: np.ndarray) -> jax.Array:
+    """Return float32 logits (B, T, V) of plain causal token rows: for tests and for comparing models."""
+    return _logits(_Static(model), model.trainable, model.frozen, tokens_BT)
+
+
+def largest_logit_difference(a: Model, b: Model, tokens_BT: np.ndarray) -> float:
+    """Return max |logits(a) - logits(b)| over plain causal token rows."""
+    return float(jnp.max(jnp.abs(logits(a, tokens_BT) - logits(b, tokens_BT))))
+
+
+def their_tensors(model: Model, weights: nnx.State, dtype: str | None = None):
+    """Yield (name, host array) of every tensor in the Hugging Face layout, one layer at a time."""
+    flat = {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(weights)}
+    for tensor in model.family.present(model.config):
+        array = flat[tensor.path]
+        if not tensor.stacked:
+            yield tensor.name, to_theirs(tensor, host_array(array, dtype))
+            continue
+        for layer in range(array.shape[0]):
+            yield tensor.name.format(layer=layer), to_theirs(tensor, host_array(array[layer], dtype))

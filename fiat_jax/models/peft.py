@@ -1,0 +1,186 @@
+"""Adapters in the directory layout of peft, which vLLM reads too: out and in."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from fiat_jax.errors import UserError
+from fiat_jax.models.checkpoints import host_array
+from fiat_jax.models.families import Family
+from fiat_jax.models.lora import LoraConfig
+from fiat_jax.models.model import Model
+
+PREFIX = "base_model.model."
+WEIGHTS, CONFIG, PROVENANCE = "adapter_model.safetensors", "adapter_config.json", "fiat_adapter.json"
+REFUSED = {
+    "use_dora": (False, None),
+    "bias": ("none", None),
+    "modules_to_save": (None, []),
+    "layers_to_transform": (None, []),
+    "fan_in_fan_out": (False, None),
+    "trainable_token_indices": (None, []),
+    "target_parameters": (None, []),
+    "use_qalora": (False, None),
+}
+
+
+def save_adapter(model: Model, directory: str | Path, trainable: nnx.State | None = None) -> None:
+    """Write the adapter (`model.trainable` by default) with the rows and columns that its layers really use.
+
+    Every process gathers the arrays; process 0 writes.
+    """
+    from safetensors.numpy import save_file
+
+    assert model.lora is not None, "a model without adapters has none to save"
+    tensors = adapter_tensors(model, model.trainable if trainable is None else trainable)
+    if jax.process_index() != 0:
+        return
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    save_file({PREFIX + name: array for name, array in tensors.items()}, target / WEIGHTS, metadata={"format": "pt"})
+    (target / CONFIG).write_text(json.dumps(_their_config(model), indent=2))
+    provenance = {"base_fingerprint": model.fingerprint, "base_path": model.directory}
+    (target / PROVENANCE).write_text(json.dumps(provenance, indent=2))
+
+
+def adapter_tensors(model: Model, trainable: nnx.State) -> dict[str, np.ndarray]:
+    """Return peft's name, without its prefix → host array: lora_A (r, in) and lora_B (out, r) of every layer."""
+    modules, flat = model.family.modules(model.config), _flat(trainable)
+    tensors = {}
+    for name, slot in model.build.slots:
+        a, b = (host_array(flat[f"blocks.{name}.{part}"], "float32") for part in "ab")
+        for layer, (path, rank) in enumerate(zip(modules[name], slot.ranks, strict=True)):
+            if rank:
+                a_IR, b_RO = a[layer].reshape(-1, a.shape[-1]), b[layer].reshape(b.shape[1], -1)
+                tensors[f"{path}.lora_A.weight"] = np.ascontiguousarray(a_IR[:, :rank].T)
+                tensors[f"{path}.lora_B.weight"] = np.ascontiguousarray(b_RO[:rank].T)
+    return tensors
+
+
+def _flat(state: nnx.State) -> dict[str, Any]:
+    return {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
+
+
+def _their_config(model: Model) -> dict[str, Any]:
+    lora = model.lora
+    assert lora is not None
+    modules = model.family.modules(model.config)
+    adapted = {path for name, slot in model.build.slots for path, r in zip(modules[name], slot.ranks, strict=True) if r}
+    ends = {path.rsplit(".", 1)[-1] for path in adapted}
+    every = {path for stack in modules.values() for path in stack if path.rsplit(".", 1)[-1] in ends}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": model.directory,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.rslora,
+        "target_modules": sorted(ends if every == adapted else adapted),
+        "rank_pattern": dict(lora.rank_pattern),
+        "alpha_pattern": dict(lora.alpha_pattern),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+
+
+def read_lora_config(directory: str | Path, family: Family, config) -> LoraConfig:
+    """Return the configuration of an adapter directory, its targets spelled out from the tensors it holds."""
+    path = Path(directory) / CONFIG
+    if not path.exists():
+        raise UserError(f"{directory} has no {CONFIG}; an adapter is a directory as peft writes it")
+    theirs = json.loads(path.read_text("utf-8"))
+    if theirs.get("peft_type") != "LORA":
+        raise UserError(f"{path} is of type {theirs.get('peft_type')!r}; we read LORA adapters")
+    for key, allowed in REFUSED.items():
+        if key in theirs and theirs[key] not in allowed:
+            raise UserError(f"{path} has {key} = {theirs[key]!r}, which we do not read; merge it with peft first")
+    known = {path for stack in family.modules(config).values() for path in stack}
+    names = [name.removeprefix(PREFIX) for name in _tensors(directory)]
+    adapted = tuple(dict.fromkeys(name.rsplit(".lora_", 1)[0] for name in names))
+    foreign = [name for name in adapted if name not in known]
+    if foreign:
+        more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
+        ends = sorted({path.rsplit(".", 1)[-1] for path in known})
+        raise UserError(f"{directory} adapts {foreign[0]}{more}, which this model lacks; it has {', '.join(ends)}")
+    return LoraConfig(
+        rank=theirs["r"],
+        alpha=theirs["lora_alpha"],
+        targets=adapted,
+        dropout=theirs.get("lora_dropout", 0.0),
+        rslora=theirs.get("use_rslora", False),
+        rank_pattern=theirs.get("rank_pattern") or {},
+        alpha_pattern=theirs.get("alpha_pattern") or {},
+    )
+
+
+def _tensors(directory: str | Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = Path(directory) / WEIGHTS
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{directory} has no {WEIGHTS}; an adapter is a directory as peft writes it") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is cut short or damaged: {error}") from None
+
+
+def load_adapter(model: Model, directory: str | Path) -> nnx.State:
+    """Return the trainable state of a model that an adapter directory holds.
+
+    The model must have been built with `read_lora_config` of the same directory (or an equal configuration).
+
+    Raises:
+        UserError: an adapter of another base (by fingerprint or by shape), or damaged files.
+    """
+    _check_base(model, Path(directory))
+    tensors = {name.removeprefix(PREFIX): array for name, array in _tensors(directory).items()}
+    modules, loaded = model.family.modules(model.config), []
+    slots = dict(model.build.slots)
+    for path, variable in nnx.to_flat_state(model.trainable):
+        _, name, part = map(str, path)
+        value, slot = variable.get_value(), slots[name]
+        array = np.zeros(value.shape, np.float32)
+        for layer, (module, rank) in enumerate(zip(modules[name], slot.ranks, strict=True)):
+            if rank == 0:
+                continue
+            theirs = tensors[f"{module}.lora_{part.upper()}.weight"]
+            ours = array[layer].reshape(-1, value.shape[-1]) if part == "a" else array[layer].reshape(value.shape[1], -1)
+            want = (rank, ours.shape[0]) if part == "a" else (ours.shape[1], rank)
+            if theirs.shape != want:
+                raise UserError(
+                    f"{directory}: {module}.lora_{part.upper()} is {theirs.shape}, this model needs {want}: "
+                    "the adapter was made for another base or with another rank"
+                )
+            if part == "a":
+                ours[:, :rank] = theirs.T
+            else:
+                ours[:rank] = theirs.T
+        loaded.append((path, variable.replace(jax.device_put(array, value.sharding))))
+    return nnx.from_flat_state(loaded)
+
+
+def _check_base(model: Model, directory: Path) -> None:
+    path = directory / PROVENANCE
+    known: Mapping[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    made_for = known.get("base_fingerprint", "")
+    if made_for and model.fingerprint and made_for != model.fingerprint:
+        raise UserError(
+            f"{directory} was trained on {known.get('base_path')!r} (fingerprint {made_for[:12]}), not on "
+            f"{model.directory!r} ({model.fingerprint[:12]}); give its own base"
+        )
+
+
+def adapter_fingerprint(directory: str | Path) -> str:
+    """Return sha256 of an adapter's weights file."""
+    return hashlib.sha256((Path(directory) / WEIGHTS).read_bytes()).hexdigest()
+
