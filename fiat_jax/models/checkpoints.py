@@ -24,12 +24,20 @@ SHARD_BYTES = 4 << 30
 def read_config(directory: str | Path) -> dict[str, Any]:
     """Return a directory's config.json."""
     path = Path(directory) / "config.json"
+    if not path.exists():
+        raise UserError(f"{directory} has no config.json; it must be a model directory in Hugging Face layout")
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file that a checkpoint came with."""
     try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{directory} has no config.json; it must be a model directory in Hugging Face layout") from None
+        content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not readable JSON ({error}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object; fetch it again")
+    return content
 
 
 class WeightFiles:
@@ -53,7 +61,10 @@ class WeightFiles:
     def _paths(self) -> list[Path]:
         index = self.directory / INDEX
         if index.exists():
-            return [self.directory / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise UserError(f"{index} does not say which file holds which tensor (weight_map); fetch it again")
+            return [self.directory / name for name in sorted(set(weight_map.values()))]
         paths = sorted(self.directory.glob("*.safetensors"))
         if not paths:
             raise UserError(f"{self.directory} has no .safetensors file; convert the checkpoint to safetensors first")

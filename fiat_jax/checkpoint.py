@@ -1,0 +1,89 @@
+"""Checkpoints of any tree of arrays, with the facts that belong to it; saved by any mesh, restored onto any other."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from fiat_jax.errors import UserError
+
+
+class Checkpoints:
+    """Numbered checkpoints in a directory, the newest `keep` of them; each is whole or absent.
+
+    A tree is stored flat, by the path of each array, so that a file does not depend on Python classes.
+    """
+
+    def __init__(self, directory: str | Path, keep: int = 1):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        )
+        self._directory = Path(directory).absolute()
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def save(self, step: int, tree: Any, facts: Mapping[str, Any]) -> None:
+        """Save in the background; what another save finds unfinished it waits for. A step that exists is replaced."""
+        self._manager.wait_until_finished()
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+        items = ocp.args.Composite(
+            tree=ocp.args.PyTreeSave(_flat(tree)), facts=ocp.args.JsonSave(dict(facts))  # pyright: ignore
+        )
+        self._manager.save(step, args=items, force=True)
+
+    def latest(self) -> int | None:
+        """Return the newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """Return what was saved beside a step's tree."""
+        restored = self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))
+        return dict(restored["facts"])
+
+    def restore(self, step: int, like: Any) -> Any:
+        """Return a step's tree with the structure, dtypes and shardings of `like` (arrays or ShapeDtypeStructs).
+
+        Raises:
+            UserError: the checkpoint holds other arrays than `like`.
+        """
+        flat, structure = jax.tree_util.tree_flatten_with_path(like)
+        target = {
+            _name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for path, leaf in flat
+        }
+        self._check(step, target)
+        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args)  # pyright: ignore
+        restored = self._manager.restore(step, args=ocp.args.Composite(tree=args))["tree"]
+        return jax.tree_util.tree_unflatten(structure, [restored[_name(path)] for path, _ in flat])
+
+    def _check(self, step: int, target: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+        stored = self._manager.item_metadata(step)["tree"]
+        found = {name: tuple(meta.shape) for name, meta in dict(stored).items()}
+        wanted = {name: tuple(struct.shape) for name, struct in target.items()}
+        if found != wanted:
+            differ = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+            name = differ[0]
+            raise UserError(
+                f"{self._directory}/{step} was saved by another model or optimizer: {name} is {found.get(name)} there "
+                f"and {wanted.get(name)} here ({len(differ)} arrays differ); use another working directory"
+            )
+
+    def delete_after(self, step: int) -> None:
+        """Remove checkpoints newer than a step."""
+        for newer in [found for found in self._manager.all_steps() if found > step]:
+            self._manager.delete(newer)
+
+    def close(self) -> None:
+        """Finish what is being saved."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}

@@ -1,0 +1,213 @@
+"""The loop: the ordered list of what happens in a run, and all its side effects."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fiat_jax.checkpoint import Checkpoints
+from fiat_jax.distributed import is_main
+from fiat_jax.errors import UserError
+from fiat_jax.models.model import Model
+from fiat_jax.sharding import check_batch
+from fiat_jax.training.config import TrainConfig
+from fiat_jax.training.interrupt import Interrupted, Signals
+from fiat_jax.training.log import Listener, TrainLog
+from fiat_jax.training.step import TrainState, train_step
+
+# trained parameters → metric → value; the loop does not know what is measured
+Evaluator = Callable[[Any], Mapping[str, float]]
+
+
+class Batches(Protocol):
+    """Global batches by position, as `data.TrainBatches` gives them."""
+
+    def num_steps(self, epochs: int) -> int: ...
+    def local(self, step: int, process_index: int, process_count: int) -> Mapping[str, np.ndarray]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The metrics of one evaluation, and after how many steps it was."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What was evaluated so far, and which metric decides; the larger the better, the earlier of equals."""
+
+    select: str
+    evaluations: tuple[Evaluation, ...] = ()
+
+    def add(self, evaluation: Evaluation) -> "History":
+        """Return the history with one more evaluation."""
+        if self.select not in evaluation.metrics:
+            raise UserError(f"selection by {self.select!r}, but measured are {', '.join(evaluation.metrics)}")
+        return dataclasses.replace(self, evaluations=(*self.evaluations, evaluation))
+
+    @property
+    def best(self) -> Evaluation:
+        """The evaluation to keep; that before the first step counts only where there is no other."""
+        trained = [e for e in self.evaluations if e.step > 0] or list(self.evaluations)
+        return max(trained, key=lambda e: e.metrics[self.select])
+
+    def stale(self, patience: int) -> bool:
+        """Whether the last `patience` evaluations brought nothing better."""
+        since = [e for e in self.evaluations if e.step > self.best.step]
+        return bool(patience) and len(since) >= patience
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished run: the trained parameters of its best evaluation, and how it went."""
+
+    trainable: Any
+    history: History
+    num_steps: int
+    tokens: int
+    seconds: float
+
+
+def train(
+    model: Model,
+    batches: Batches,
+    config: TrainConfig,
+    workdir: str | Path,
+    *,
+    evaluate: Evaluator,
+    select: str,
+    facts: Mapping[str, Any] | None = None,
+    listeners: Sequence[Listener] = (),
+) -> Trained:
+    """Train until the last epoch, or until `patience` ends, and return the parameters that `evaluate` liked best.
+
+    Run again after it was killed, it goes on from its last checkpoint, and every later loss is that of a run that was
+    never killed. Of the frozen base a checkpoint holds its fingerprint alone.
+
+    Args:
+        evaluate: called before the first step, then after every epoch, or every `evaluate_every` steps.
+        select: the metric to choose the best parameters by, the larger the better.
+        facts: what else a checkpoint must agree on (hashes of data and prompts, reasoning sets).
+
+    Raises:
+        UserError: a batch that the mesh does not divide, a checkpoint of another run, a loss that is no number.
+        Interrupted: SIGINT or SIGTERM came; all is saved.
+    """
+    check_batch(model.mesh, model.build.rules, config.batch_rows, config.accumulate)
+    num_steps = batches.num_steps(config.epochs)
+    evaluate_at = _evaluation_steps(batches, config, num_steps)
+    run = _Run(model, config, num_steps, Path(workdir), {**(facts or {}), "base": model.fingerprint})
+    step, history = run.restore(History(select))
+    log = TrainLog(run.workdir / "train_log.jsonl" if is_main() else None, listeners)
+    log.begin(step, num_steps)
+    with Signals() as signals:
+        while not history.stale(config.patience):
+            if step in evaluate_at and all(e.step != step for e in history.evaluations):
+                log.flush()
+                history = history.add(Evaluation(step, dict(evaluate(run.state.trainable))))
+                log.evaluated(step, history.evaluations[-1].metrics)
+                if history.best.step == step:
+                    run.save_best(step)
+                run.save(step, history)
+                continue
+            if step == num_steps:
+                break
+            if signals.received or (config.checkpoint_every and step and step % config.checkpoint_every == 0):
+                log.flush()
+                run.save(step, history)
+            if signals.received:
+                run.close()
+                raise Interrupted(step, num_steps)
+            batch = batches.local(step, jax.process_index(), jax.process_count())
+            run.state, metrics = run.step(run.state, model.frozen, run.to_devices(batch))
+            log.stepped(step, batch, metrics)
+            step += 1
+    best = run.restore_best(history.best.step)
+    run.close()
+    log.end()
+    return Trained(best, history, step, log.tokens, log.seconds)
+
+
+def _evaluation_steps(batches: Batches, config: TrainConfig, num_steps: int) -> frozenset[int]:
+    if config.evaluate_every:
+        return frozenset((*range(0, num_steps, config.evaluate_every), num_steps))
+    return frozenset(batches.num_steps(epoch) for epoch in range(config.epochs + 1))
+
+
+class _Run:
+    """The compiled step, the state, and where both are saved."""
+
+    def __init__(self, model: Model, config: TrainConfig, num_steps: int, workdir: Path, facts: Mapping[str, Any]):
+        self.workdir, self._facts = workdir, dict(facts)
+        self._latest = Checkpoints(workdir / "checkpoints" / "latest")
+        self._best = Checkpoints(workdir / "checkpoints" / "best")
+        self._batch_sharding = NamedSharding(model.mesh, PartitionSpec(model.build.rules.batch))
+        optimizer = config.optimizer.build(num_steps)
+        dropout = any(slot.dropout for _, slot in model.build.slots)
+        step = functools.partial(
+            train_step,
+            loss_fn=model.loss,
+            optimizer=optimizer,
+            parts=config.accumulate,
+            dropout_key=jax.random.fold_in(jax.random.key(config.seed), 1) if dropout else None,
+        )
+        self.step = jax.jit(step, donate_argnums=0)
+        self.state = self._initial(model, optimizer)
+
+    def _initial(self, model: Model, optimizer) -> TrainState:
+        # Copied, because the step is given its state to overwrite, and the model may be trained again.
+        trainable = jax.tree.map(jnp.copy, model.trainable)
+        opt_state = optimizer.init(trainable)
+        whole = NamedSharding(model.mesh, PartitionSpec())
+        place = lambda x: x if len(x.sharding.device_set) == model.mesh.size else jax.device_put(x, whole)  # noqa: E731
+        return TrainState(jax.device_put(jnp.int32(0), whole), trainable, jax.tree.map(place, opt_state))
+
+    def to_devices(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Return this host's rows as its part of the global batch."""
+        return {
+            name: jax.make_array_from_process_local_data(self._batch_sharding, rows) for name, rows in batch.items()
+        }
+
+    def save(self, step: int, history: History) -> None:
+        """Save what a later process needs to go on from here."""
+        evaluations = [[e.step, dict(e.metrics)] for e in history.evaluations]
+        self._latest.save(step, self.state, {"run": self._facts, "evaluations": evaluations})
+
+    def save_best(self, step: int) -> None:
+        """Save the trained parameters alone."""
+        self._best.save(step, self.state.trainable, {"run": self._facts})
+
+    def restore(self, history: History) -> tuple[int, History]:
+        """Take up the newest checkpoint, if there is one; return its step and history."""
+        step = self._latest.latest()
+        if step is None:
+            self._best.delete_after(-1)
+            return 0, history
+        facts = self._latest.facts(step)
+        differ = [k for k, v in self._facts.items() if facts["run"].get(k) != v]
+        if differ:
+            raise UserError(
+                f"{self.workdir} holds a checkpoint of another run: {', '.join(differ)} differ. "
+                "Use another working directory, or remove this one to start anew"
+            )
+        self.state = self._latest.restore(step, self.state)
+        history = dataclasses.replace(history, evaluations=tuple(Evaluation(s, m) for s, m in facts["evaluations"]))
+        self._best.delete_after(step)
+        return step, history
+
+    def restore_best(self, step: int) -> Any:
+        """Return the trained parameters of the best evaluation."""
+        return self._best.restore(step, self.state.trainable)
+
+    def close(self) -> None:
+        """Finish what is being saved."""
+        self._latest.close()
+        self._best.close()

@@ -1,0 +1,80 @@
+"""AdamW with warm-up and decay, clipping, and LoRA+'s faster B."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+from fiat_jax.errors import UserError, did_you_mean
+
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How the trained parameters move.
+
+    Args:
+        learning_rate: its peak.
+        schedule: what follows warm-up until the last step: cosine or linear to zero, or constant.
+        warmup: the share of all steps over which the rate rises from zero.
+        weight_decay: decoupled, on matrices alone.
+        clip_norm: the largest global norm of a gradient (per target token); 0: no clipping.
+        lora_plus_ratio: how many times faster B learns than A (LoRA+, arXiv 2402.12354).
+    """
+
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    lora_plus_ratio: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            hint = did_you_mean(self.schedule, SCHEDULES)
+            raise UserError(f"schedule is {self.schedule!r}; known are {', '.join(SCHEDULES)}.{hint}")
+        if self.learning_rate <= 0:
+            raise UserError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"warmup is a share of all steps, at least 0 and less than 1; got {self.warmup}")
+
+    def learning_rates(self, num_steps: int) -> optax.Schedule:
+        """Return step → learning rate."""
+        warmup, peak = round(self.warmup * num_steps), self.learning_rate
+        rest = max(num_steps - warmup, 1)
+        after = {
+            "cosine": optax.cosine_decay_schedule(peak, rest),
+            "linear": optax.linear_schedule(peak, 0.0, rest),
+            "constant": optax.constant_schedule(peak),
+        }[self.schedule]
+        return optax.join_schedules([optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1)), after], [warmup])
+
+    def build(self, num_steps: int) -> optax.GradientTransformation:
+        """Return the optimizer of a run of `num_steps` steps."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
+            optax.adamw(
+                self.learning_rates(num_steps),
+                b1=self.b1,
+                b2=self.b2,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                mask=lambda tree: _by_name(tree, lambda name: name != "gain"),
+            ),
+            optax.masked(optax.scale(self.lora_plus_ratio), lambda tree: _by_name(tree, lambda name: name == "b")),
+        )
+
+
+def _by_name(tree: Any, test) -> Any:
+    """Return the tree with `test` of each parameter's own name in place of the parameter."""
+
+    def of(path, _):
+        names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+        return test(next(name for name in reversed(names) if name != "value"))
+
+    return jax.tree_util.tree_map_with_path(of, tree)

@@ -1,0 +1,95 @@
+"""Checkpoints that transformers writes, read by us: equal logits, whatever the options."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from fiat_jax.errors import UserError
+from fiat_jax.models.checkpoints import read_config
+from fiat_jax.models.families import family_of
+from fiat_jax.models.model import ModelConfig, load_model, logits
+
+OPTIONS = {
+    "grouped heads, tied head": dict(tie_word_embeddings=True),
+    "a key head for every query head": dict(num_key_value_heads=4),
+    "one key head, heads wider than their share": dict(num_key_value_heads=1, head_dim=10),
+    "another base of positions, another epsilon": dict(
+        rope_parameters={"rope_type": "default", "rope_theta": 123.0}, rms_norm_eps=0.1
+    ),
+    "shards": dict(max_shard_size="8KB"),
+    "shards, tied head": dict(max_shard_size="8KB", tie_word_embeddings=True),
+    "a bfloat16 file": dict(dtype="bfloat16"),
+    "a float16 file": dict(dtype="float16"),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_logits_equal_those_of_transformers(options, write_checkpoint, reference, one_device, tokens):
+    directory = write_checkpoint(**options)
+    assert len(list(directory.glob("*.safetensors"))) > 1 or "max_shard_size" not in options
+    ours = logits(load_model(ModelConfig(str(directory)), one_device), tokens)
+    np.testing.assert_allclose(ours, reference(directory, tokens), atol=1e-4)
+
+
+def test_logits_equal_those_of_transformers_on_a_real_checkpoint(shared_data, reference, one_device):
+    directory = shared_data / "weights" / "tinystories-656k"
+    tokens_BT = np.random.default_rng(0).integers(0, 2048, (2, 500)).astype(np.int32)
+    ours = logits(load_model(ModelConfig(str(directory)), one_device), tokens_BT)
+    np.testing.assert_allclose(ours, reference(directory, tokens_BT), atol=1e-4)
+
+
+def read(directory):
+    hf_config = read_config(directory)
+    return family_of(hf_config, str(directory)).read_config(hf_config, str(directory))
+
+
+@pytest.fixture
+def rewrite(checkpoint, tmp_path):
+    """Return a copy of a checkpoint whose config.json has some entries replaced; None takes an entry out."""
+
+    def rewrite(**entries):
+        directory = shutil.copytree(checkpoint, tmp_path / "copy", dirs_exist_ok=True)
+        hf_config = json.loads((checkpoint / "config.json").read_text()) | entries
+        kept = {name: value for name, value in hf_config.items() if value is not None}
+        (directory / "config.json").write_text(json.dumps(kept))
+        return directory
+
+    return rewrite
+
+
+def test_old_and_new_spellings_of_a_config_are_one(rewrite, checkpoint):
+    assert "rope_parameters" in read_config(checkpoint)
+    new = read(rewrite(rope_parameters={"rope_type": "default", "rope_theta": 77.0}, dtype="float32"))
+    old = read(rewrite(rope_parameters=None, rope_theta=77.0, rope_scaling=None, torch_dtype="float32", dtype=None))
+    assert new == old
+    assert new.rope_theta == 77.0
+
+
+def test_what_an_old_config_leaves_out_is_what_transformers_takes(rewrite, reference, one_device, tokens, checkpoint):
+    directory = rewrite(
+        rope_parameters=None, head_dim=None, attention_bias=None, mlp_bias=None, hidden_act=None, rms_norm_eps=None
+    )
+    ours = logits(load_model(ModelConfig(str(directory)), one_device), tokens)
+    np.testing.assert_allclose(ours, reference(directory, tokens), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        (dict(architectures=["LamaForCausalLM"]), "LamaForCausalLM.*Did you mean 'LlamaForCausalLM'"),
+        (dict(architectures=None), "names architecture none"),
+        (dict(hidden_act="gelu"), "hidden_act 'gelu'.*'silu'"),
+        (dict(attention_bias=True), "attention_bias True"),
+        (dict(mlp_bias=True), "mlp_bias True"),
+        (dict(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}), "rope type 'llama3'"),
+        (dict(rope_parameters=None, rope_scaling={"type": "linear", "factor": 2.0}), "rope type 'linear'"),
+        (dict(quantization_config={"quant_method": "gptq"}), "quantization_config"),
+        (dict(num_key_value_heads=3), "4 attention heads are no multiple of 3"),
+        (dict(hidden_size=None), "lacks 'hidden_size'"),
+    ],
+)
+def test_a_config_that_we_cannot_follow_is_refused(entries, said, rewrite, one_device):
+    with pytest.raises(UserError, match=f"config.json.*{said}"):
+        load_model(ModelConfig(str(rewrite(**entries))), one_device)
