@@ -1,8 +1,8 @@
 # Every target sets itself up: Python 3.11 or 3.12, make and git are all that must be there.
 # `make setup PYTHON=/path/to/python3.12` chooses the interpreter; `make test ARGS="-k packing"` hands arguments on.
 
-PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
 PEER_PYTHON ?= $(BIN)/python
@@ -24,7 +24,8 @@ setup: $(STAMP)
 
 # pip is asked for before the venv is kept: an interrupted or failed attempt is made anew, not built upon.
 $(STAMP): pyproject.toml requirements.lock
-	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found; say where one is: make setup PYTHON=PATH" >&2; exit 1; }
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(FITS)' || { \
+	  echo "Python 3.11 or 3.12 is needed$(if $(PYTHON),; $(PYTHON) is neither). Say where one is: make setup PYTHON=PATH" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "Installing into .venv: a few minutes, once."
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev]'

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from fiat_jax.errors import UserError
@@ -24,14 +25,22 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, step: int, tree: Any, facts: Mapping[str, Any]) -> None:
-        """Save in the background; what another save finds unfinished it waits for. A step that exists is replaced."""
-        self._manager.wait_until_finished()
+        """Save in the background, after any save before it; a step that exists is replaced.
+
+        The tree is copied first: its owner may give its buffers away while they are being written.
+        """
+        self.wait()
         if step in self._manager.all_steps():
             self._manager.delete(step)
         items = ocp.args.Composite(
-            tree=ocp.args.PyTreeSave(_flat(tree)), facts=ocp.args.JsonSave(dict(facts))  # pyright: ignore
+            tree=ocp.args.PyTreeSave(_flat(jax.tree.map(jnp.copy, tree))),
+            facts=ocp.args.JsonSave(dict(facts)),  # pyright: ignore
         )
         self._manager.save(step, args=items, force=True)
+
+    def wait(self) -> None:
+        """Wait until what was saved is whole on disk."""
+        self._manager.wait_until_finished()
 
     def latest(self) -> int | None:
         """Return the newest complete step, or None."""
@@ -52,6 +61,7 @@ class Checkpoints:
         target = {
             _name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for path, leaf in flat
         }
+        self.wait()
         self._check(step, target)
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)
         args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args)  # pyright: ignore
@@ -77,7 +87,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Finish what is being saved."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
 

@@ -8,6 +8,13 @@ class UserError(ValueError):
     """A mistake that the user can mend: the message says what, where and the remedy; `fiat` exits with status 2."""
 
 
+class Interrupted(Exception):
+    """A run was asked to stop and has saved all; the same command goes on from there. `fiat` exits with status 75."""
+
+    def __init__(self, done: int, of: int):
+        super().__init__(f"interrupted after {done} of {of}; all is saved: run the same command to go on")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest known name, or "" when none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)

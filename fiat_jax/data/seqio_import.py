@@ -33,6 +33,7 @@ with stderr_kept_for_failures():
     import seqio
     import tensorflow as tf
 
-tf.config.set_visible_devices([], "GPU")  # TensorFlow would take the whole memory of the GPU that JAX needs
+    tf.config.set_visible_devices([], "GPU")  # TensorFlow would take the whole memory of the GPU that JAX needs
+    tf.constant(0)  # the first tensor makes it look for devices, and say what it did not find
 
 __all__ = ["seqio", "tf"]

@@ -48,7 +48,9 @@ class Generator:
         tokens_BT, lengths_B = self._pad(inputs)
         slots = _bucket(max_new_tokens)
         with jax.set_mesh(self.model.mesh):
-            out_BS, counts_B = self._run(trainable, self.model.frozen, tokens_BT, lengths_B, max_new_tokens, slots=slots)
+            out_BS, counts_B = self._run(
+                trainable, self.model.frozen, tokens_BT, lengths_B, max_new_tokens, slots=slots
+            )
         out_BS, counts_B = np.asarray(out_BS), np.asarray(counts_B)
         return [out_BS[row, : counts_B[row]].tolist() for row in range(len(inputs))]
 
@@ -62,7 +64,9 @@ class Generator:
             )
         for index, ids in enumerate(inputs):
             if len(ids) == 0:
-                raise UserError(f"prompt {index} has no tokens, so nothing can follow it; give it text or a start token")
+                raise UserError(
+                    f"prompt {index} has no tokens, so nothing can follow it; give it text or a start token"
+                )
             if max(ids) >= config.vocab_size:
                 raise UserError(
                     f"prompt {index} holds token {max(ids)}, the model knows {config.vocab_size}: "

@@ -14,7 +14,9 @@ from fiat_jax.sharding import TRAIN, ShardingRules, constrain
 
 REMAT_POLICIES = {
     # every matrix product once, what is cheap again: less memory traffic than saving all, and as fast or faster
-    "products": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "attended", "mid", "gate", "up", "low_rank"),
+    "products": jax.checkpoint_policies.save_only_these_names(
+        "q", "k", "v", "attended", "mid", "gate", "up", "low_rank"
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
     "none": jax.checkpoint_policies.everything_saveable,
 }

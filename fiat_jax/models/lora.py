@@ -38,6 +38,17 @@ class LoraConfig:
             raise UserError(f"a LoRA rank is a positive whole number; got {ranks}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"LoRA dropout is a share of at least 0 and less than 1; got {self.dropout}")
+        if not self.targets:
+            raise UserError(f"LoRA has no targets; name layers, or say {ALL_LINEAR!r}")
+        for pattern in (
+            *([self.targets] if isinstance(self.targets, str) else []),
+            *self.rank_pattern,
+            *self.alpha_pattern,
+        ):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"LoRA pattern {pattern!r} is not a regular expression: {error}") from None
 
 
 def resolve(config: LoraConfig, modules: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, LoraSlot], ...]:
@@ -49,7 +60,8 @@ def resolve(config: LoraConfig, modules: Mapping[str, tuple[str, ...]]) -> tuple
     targets = (config.targets,) if isinstance(config.targets, str) else tuple(config.targets)
     unmatched = [t for t in targets if not any(_is_target(config.targets, t, path) for path in paths)]
     if unmatched:
-        raise _no_match("lora targets", unmatched, paths)
+        whole = " A string is a regular expression for a layer's whole path; put names in a list."
+        raise _no_match("lora targets", unmatched, paths, whole if isinstance(config.targets, str) else "")
     for field, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         unmatched = [key for key in pattern if not any(_matches(key, path) for path in paths)]
         if unmatched:
@@ -83,7 +95,7 @@ def _pick(patterns: Mapping[str, float], path: str, default):
     return next((value for pattern, value in patterns.items() if _matches(pattern, path)), default)
 
 
-def _no_match(what: str, unmatched: list[str], paths: list[str]) -> UserError:
+def _no_match(what: str, unmatched: list[str], paths: list[str], remedy: str = "") -> UserError:
     ends = list(dict.fromkeys(path.rsplit(".", 1)[-1] for path in paths))
     hint = did_you_mean(unmatched[0], ends)
-    return UserError(f"{what} {tuple(unmatched)} match no layer; layers are {', '.join(ends)}.{hint}")
+    return UserError(f"{what} {tuple(unmatched)} match no layer; layers are {', '.join(ends)}.{remedy or hint}")

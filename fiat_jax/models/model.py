@@ -65,7 +65,9 @@ class Model:
     def module(self, trainable, frozen) -> Decoder:
         """Return the decoder of these arrays, computing in the build's dtype."""
         dtype = jnp.dtype(self.build.dtype)
-        if self.lora is None and dtype != jnp.float32:  # all weights are trained: float32 copies are kept, these compute
+        if (
+            self.lora is None and dtype != jnp.float32
+        ):  # all weights are trained: float32 copies are kept, these compute
             trainable = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, trainable)
         return nnx.merge(self.graphdef, trainable, frozen)
 
@@ -105,8 +107,12 @@ def _initialise(config: DecoderConfig, build: Build, abstract: nnx.State, kind, 
     """Return fresh variables of one kind, made sharded; what is not asked for is not computed."""
     wanted = nnx.filter_state(abstract, kind)
     shardings = jax.tree.map(lambda x: x.sharding, wanted)
-    make = jax.jit(lambda: nnx.state(Decoder(config, build, nnx.Rngs(seed)), kind), out_shardings=shardings)
-    return make()
+    on_cpu = jax.tree.leaves(shardings)[0].mesh.devices.flat[0].platform == "cpu"
+    options = (
+        {"xla_backend_optimization_level": 1} if on_cpu else None
+    )  # it runs once, and LLVM's level 3 takes seconds
+    make = lambda: nnx.state(Decoder(config, build, nnx.Rngs(seed)), kind)  # noqa: E731
+    return jax.jit(make, out_shardings=shardings, compiler_options=options)()
 
 
 def random_model(
@@ -207,7 +213,9 @@ class _Structure:
 
     @classmethod
     def of(cls, model: Model) -> "_Structure":
-        return cls(model.graphdef, model.build, dataclasses.replace(model, trainable=nnx.State({}), frozen=nnx.State({})))
+        return cls(
+            model.graphdef, model.build, dataclasses.replace(model, trainable=nnx.State({}), frozen=nnx.State({}))
+        )
 
 
 @functools.partial(jax.jit, static_argnums=0)

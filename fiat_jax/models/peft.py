@@ -154,7 +154,9 @@ def load_adapter(model: Model, directory: str | Path) -> nnx.State:
             if rank == 0:
                 continue
             theirs = tensors[f"{module}.lora_{part.upper()}.weight"]
-            ours = array[layer].reshape(-1, value.shape[-1]) if part == "a" else array[layer].reshape(value.shape[1], -1)
+            ours = (
+                array[layer].reshape(-1, value.shape[-1]) if part == "a" else array[layer].reshape(value.shape[1], -1)
+            )
             want = (rank, ours.shape[0]) if part == "a" else (ours.shape[1], rank)
             if theirs.shape != want:
                 raise UserError(
@@ -183,4 +185,3 @@ def _check_base(model: Model, directory: Path) -> None:
 def adapter_fingerprint(directory: str | Path) -> str:
     """Return sha256 of an adapter's weights file."""
     return hashlib.sha256((Path(directory) / WEIGHTS).read_bytes()).hexdigest()
-

@@ -12,6 +12,7 @@ class TrainConfig:
 
     Args:
         epochs: how often every training example is read.
+        min_steps: small training sets are read more often, until a run has at least so many steps.
         batch_rows: packed rows a batch, over all devices.
         row_length: tokens a packed row.
         accumulate: equal parts into which a batch is cut, one forward and backward pass each.
@@ -22,6 +23,7 @@ class TrainConfig:
     """
 
     epochs: int = 5
+    min_steps: int = 0
     batch_rows: int = 16
     row_length: int = 256
     accumulate: int = 1
@@ -35,3 +37,7 @@ class TrainConfig:
         for name in ("epochs", "batch_rows", "row_length", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+
+    def epochs_of(self, steps_per_epoch: int) -> int:
+        """Return how many epochs a run has whose epochs have so many steps."""
+        return max(self.epochs, -(-self.min_steps // steps_per_epoch))

@@ -4,13 +4,6 @@ import signal
 from types import FrameType
 
 
-class Interrupted(Exception):
-    """A run was asked to stop and has saved all; the same command goes on from there. `fiat` exits with status 75."""
-
-    def __init__(self, step: int, num_steps: int):
-        super().__init__(f"interrupted after step {step} of {num_steps}; all is saved: run the same command to go on")
-
-
 class Signals:
     """While in context, notes SIGINT and SIGTERM instead of dying of them; a second SIGINT is a KeyboardInterrupt."""
 

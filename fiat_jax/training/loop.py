@@ -1,5 +1,6 @@
 """The loop: the ordered list of what happens in a run, and all its side effects."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +14,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fiat_jax.checkpoint import Checkpoints
 from fiat_jax.distributed import is_main
-from fiat_jax.errors import UserError
+from fiat_jax.errors import Interrupted, UserError
 from fiat_jax.models.model import Model
 from fiat_jax.sharding import check_batch
 from fiat_jax.training.config import TrainConfig
-from fiat_jax.training.interrupt import Interrupted, Signals
+from fiat_jax.training.interrupt import Signals
 from fiat_jax.training.log import Listener, TrainLog
 from fiat_jax.training.step import TrainState, train_step
 
@@ -102,13 +103,14 @@ def train(
         Interrupted: SIGINT or SIGTERM came; all is saved.
     """
     check_batch(model.mesh, model.build.rules, config.batch_rows, config.accumulate)
-    num_steps = batches.num_steps(config.epochs)
-    evaluate_at = _evaluation_steps(batches, config, num_steps)
+    epochs = config.epochs_of(batches.num_steps(1))
+    num_steps = batches.num_steps(epochs)
+    evaluate_at = _evaluation_steps(batches, config.evaluate_every, epochs)
     run = _Run(model, config, num_steps, Path(workdir), {**(facts or {}), "base": model.fingerprint})
     step, history = run.restore(History(select))
     log = TrainLog(run.workdir / "train_log.jsonl" if is_main() else None, listeners)
     log.begin(step, num_steps)
-    with Signals() as signals:
+    with contextlib.closing(run), Signals() as signals:
         while not history.stale(config.patience):
             if step in evaluate_at and all(e.step != step for e in history.evaluations):
                 log.flush()
@@ -124,22 +126,22 @@ def train(
                 log.flush()
                 run.save(step, history)
             if signals.received:
-                run.close()
                 raise Interrupted(step, num_steps)
             batch = batches.local(step, jax.process_index(), jax.process_count())
             run.state, metrics = run.step(run.state, model.frozen, run.to_devices(batch))
             log.stepped(step, batch, metrics)
             step += 1
-    best = run.restore_best(history.best.step)
-    run.close()
+        log.flush()
+        best = run.restore_best(history.best.step)
     log.end()
     return Trained(best, history, step, log.tokens, log.seconds)
 
 
-def _evaluation_steps(batches: Batches, config: TrainConfig, num_steps: int) -> frozenset[int]:
-    if config.evaluate_every:
-        return frozenset((*range(0, num_steps, config.evaluate_every), num_steps))
-    return frozenset(batches.num_steps(epoch) for epoch in range(config.epochs + 1))
+def _evaluation_steps(batches: Batches, every: int, epochs: int) -> frozenset[int]:
+    num_steps = batches.num_steps(epochs)
+    if every:
+        return frozenset((*range(0, num_steps, every), num_steps))
+    return frozenset(batches.num_steps(epoch) for epoch in range(epochs + 1))
 
 
 class _Run:
@@ -178,6 +180,7 @@ class _Run:
 
     def save(self, step: int, history: History) -> None:
         """Save what a later process needs to go on from here."""
+        self._best.wait()  # the best of this history must be there before it is called so
         evaluations = [[e.step, dict(e.metrics)] for e in history.evaluations]
         self._latest.save(step, self.state, {"run": self._facts, "evaluations": evaluations})
 

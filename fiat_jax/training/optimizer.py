@@ -52,7 +52,9 @@ class OptimizerConfig:
             "linear": optax.linear_schedule(peak, 0.0, rest),
             "constant": optax.constant_schedule(peak),
         }[self.schedule]
-        return optax.join_schedules([optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1)), after], [warmup])
+        return optax.join_schedules(
+            [optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1)), after], [warmup]
+        )
 
     def build(self, num_steps: int) -> optax.GradientTransformation:
         """Return the optimizer of a run of `num_steps` steps."""

@@ -13,6 +13,14 @@ from fiat_jax.models.model import random_model
 from fiat_jax.sharding import MeshConfig
 
 
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """Programs that run once compile in half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def one_device():
     return MeshConfig(1, 1, 1).build(jax.devices()[:1])
@@ -39,7 +47,7 @@ def tiny() -> DecoderConfig:
 
 @pytest.fixture(scope="session")
 def tokens() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 40, (4, 24)).astype(np.int32)
+    return np.random.default_rng(0).integers(0, 40, (4, 22)).astype(np.int32)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
 from fiat_jax.errors import UserError
@@ -50,11 +51,11 @@ def arrays(model):
 def test_loaded_arrays_lie_on_the_mesh_as_the_rules_say(checkpoint, eight_devices):
     loaded = arrays(load_model(ModelConfig(str(checkpoint)), eight_devices))
     layouts = {name: array.sharding.spec for name, array in loaded.items()}
-    assert layouts["embed"] == ("tensor", "fsdp")
-    assert layouts["blocks.q.w"] == (None, "fsdp", "tensor", None, None)
-    assert layouts["blocks.o.w"] == (None, "tensor", None, None, "fsdp")
-    assert layouts["blocks.down.w"] == (None, "tensor", "fsdp")
-    assert layouts["blocks.norm_mlp.gain"] == (None, None)
+    assert layouts["embed"] == P("tensor", "fsdp")
+    assert layouts["blocks.q.w"] == P(None, "fsdp", "tensor", None, None)
+    assert layouts["blocks.o.w"] == P(None, "tensor", None, None, "fsdp")
+    assert layouts["blocks.down.w"] == P(None, "tensor", "fsdp")
+    assert layouts["blocks.norm_mlp.gain"] == P(None, None)
     for name in ("embed", "blocks.q.w", "blocks.o.w", "blocks.down.w"):
         assert {shard.data.size for shard in loaded[name].addressable_shards} == {loaded[name].size // 4}
 

@@ -1,0 +1,275 @@
+"""`fiat VERB`: argument parsing and dispatch, nothing else; every verb imports what it needs when it is called."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXIT_USER, EXIT_OURS, EXIT_RESTARTABLE = 2, 1, 75
+GIN_FLAG = "--gin."
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fiat",
+        description="Fuse in-context learning with fine-tuning: a frozen large model reasons, a small one is tuned on it.",
+        epilog="Settings come from --gin_file=FILE (repeatable) and --gin.NAME=VALUE, e.g. --gin.Train.epochs=3.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, summary: str, parent=verbs, gin: bool = True, workdir: bool = False) -> argparse.ArgumentParser:
+        made = parent.add_parser(name, help=summary, description=summary)
+        if gin:
+            made.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="settings; repeatable")
+        if workdir:
+            made.add_argument("--workdir", type=Path, required=True, help="where results are written and resumed")
+            made.add_argument("--dry_run", action="store_true", help="show what would be done, then stop")
+        return made
+
+    init = verb("init", "draft a task and an instruction file from a data file", gin=False)
+    init.add_argument("source", help="JSONL, TSV or CSV file")
+    init.add_argument("--out", default=".", help="directory of the two files")
+    init.add_argument("--answer", help="the field with the right answer")
+
+    data = verbs.add_parser("data", help="work on data files").add_subparsers(dest="action", required=True)
+    split = verb("split", "divide a file into splits, folds or nested subsets", data, gin=False)
+    split.add_argument("source", help="JSONL, TSV or CSV file")
+    split.add_argument("--out", required=True, help="directory of the parts")
+    split.add_argument("--shares", default="train=0.8,validation=0.1,test=0.1", help="part=share, ...")
+    split.add_argument("--folds", type=int, help="k folds instead of parts")
+    split.add_argument("--sizes", help="nested subsets of these sizes instead of parts: 200,1000")
+    split.add_argument("--stratify", default="", help="fields with the same shares in each part: lang,answer")
+    split.add_argument("--group", help="rows that agree in this field stay together")
+    split.add_argument("--seed", type=int, default=0)
+
+    prompt = verbs.add_parser("prompt", help="look at an instruction file").add_subparsers(dest="action", required=True)
+    for name, summary in (
+        ("lint", "what is wrong in an instruction file, with token counts"),
+        ("render", "one row as the tuned model reads it, with tokens and loss mask"),
+        ("try", "ask the large model about a few rows"),
+    ):
+        made = verb(name, summary, prompt)
+        made.add_argument("file", help="instruction file (YAML)")
+        made.add_argument("--task", required=True, metavar="FILE.gin", help="the task's settings")
+        made.add_argument("--tokenizer", default="", help="directory of the tokenizer that counts")
+        if name == "render":
+            made.add_argument("--row", type=int, default=0)
+        if name == "try":
+            made.add_argument("--rows", type=int, default=20)
+
+    reason = verb("reason", "fill the reasoning store: import a file, or ask an endpoint")
+    reason.add_argument("--import", dest="files", action="append", metavar="FILE", help="a file with reasoning")
+    reason.add_argument("--backend", choices=["openai"], help="ask an OpenAI-compatible endpoint (Endpoint.url)")
+    reason.add_argument("--workdir", type=Path, default=Path("."), help="where quarantined rows are written")
+    reason.add_argument("--dry_run", action="store_true", help="show the first request and the token bill")
+
+    verb("train", "tune one model for one paradigm", workdir=True)
+    verb("experiment", "paradigms × training sizes × seeds, and one table", workdir=True)
+
+    evaluate = verb("evaluate", "score a trained bundle on a split")
+    evaluate.add_argument("bundle", help="working directory of `fiat train`, or a bundle")
+    evaluate.add_argument("--split", default="validation")
+    evaluate.add_argument("--data", action="append", default=[], metavar="NAME=FILE", help="add or replace a split")
+    evaluate.add_argument("--workdir", type=Path, required=True)
+
+    predict = verb("predict", "answer the rows of a file with a trained bundle")
+    predict.add_argument("bundle", help="working directory of `fiat train`, or a bundle")
+    predict.add_argument("source", help="rows to answer")
+    predict.add_argument("--out", type=Path, required=True, help="JSONL file of predictions")
+
+    export = verb("export", "write a trained bundle for other programs")
+    export.add_argument("bundle", help="working directory of `fiat train`, or a bundle")
+    export.add_argument("--format", required=True, help="peft (the adapter) or merged (a whole model)")
+    export.add_argument("--out", type=Path, required=True)
+
+    demo = verb("demo", "the whole of FIAT on generated data, with nothing to download", gin=False)
+    demo.add_argument("--workdir", type=Path, default=Path("runs/demo"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit status: 0, 2 for the user's mistake, 1 for ours, 75 when interrupted and saved."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    bindings = [a[len(GIN_FLAG) :] for a in arguments if a.startswith(GIN_FLAG)]
+    args = _parser().parse_args([a for a in arguments if not a.startswith(GIN_FLAG)])
+    from fiat_jax.errors import Interrupted, UserError
+
+    action = f"{args.verb}_{args.action}" if "action" in args else args.verb
+    try:
+        return VERBS[action](args, bindings)
+    except UserError as error:
+        print(f"fiat {args.verb}: {error}", file=sys.stderr)
+        return EXIT_USER
+    except Interrupted as error:
+        print(f"fiat {args.verb}: {error}", file=sys.stderr)
+        return EXIT_RESTARTABLE
+
+
+def _console():
+    from rich.console import Console
+
+    return Console(soft_wrap=not sys.stdout.isatty())
+
+
+def _config(args: argparse.Namespace, bindings: list[str], files: Sequence[str] = ()):
+    """Return the settings of all sections that a verb may have."""
+    from fiat_jax.config import Config
+    from fiat_jax.experiments import sections
+
+    return Config(sections.SECTIONS, [*files, *getattr(args, "gin_file", [])], bindings)
+
+
+def _init(args, bindings) -> int:
+    from fiat_jax.tasks.draft import draft
+
+    for path in draft(args.source, args.out, answer=args.answer):
+        print(path)
+    return 0
+
+
+def _data_split(args, bindings) -> int:
+    from fiat_jax.experiments.split import split_file
+
+    split_file(args, _console())
+    return 0
+
+
+def _look(args, bindings):
+    from fiat_jax.experiments import sections
+
+    config = _config(args, bindings, [args.task])
+    prompts = config.build(sections.Prompts, file=args.file)
+    given = {"tokenizer": args.tokenizer} if args.tokenizer else {}
+    return config, config.build(sections.PromptLook, prompts=prompts, **given)
+
+
+def _prompt_lint(args, bindings) -> int:
+    from fiat_jax.experiments.prompt import run_lint
+
+    return 0 if run_lint(_look(args, bindings)[1], _console()) else EXIT_USER
+
+
+def _prompt_render(args, bindings) -> int:
+    from fiat_jax.experiments.prompt import run_render
+
+    run_render(_look(args, bindings)[1], args.row, _console())
+    return 0
+
+
+def _prompt_try(args, bindings) -> int:
+    from fiat_jax.experiments import sections
+    from fiat_jax.experiments.prompt import run_try
+
+    config, look = _look(args, bindings)
+    run_try(look, config.build(sections.Endpoint), args.rows, _console())
+    return 0
+
+
+def _reason(args, bindings) -> int:
+    from fiat_jax.errors import UserError
+    from fiat_jax.experiments import reason, sections
+
+    config = _config(args, bindings)
+    if bool(args.files) == bool(args.backend):
+        raise UserError("give either --import FILE or --backend=openai")
+    if args.files:
+        reason.import_files(config.build(sections.Import), args.files, _console())
+    else:
+        reason.ask_endpoint(config.build(sections.Reason), args.workdir, args.dry_run, _console())
+    return 0
+
+
+def _train(args, bindings) -> int:
+    from fiat_jax.experiments import runtime, sections
+    from fiat_jax.experiments.dry_run import dry_run
+    from fiat_jax.experiments.matrix import run_training
+
+    config, console = _config(args, bindings), _console()
+    run = config.build(sections.Run)
+    if args.dry_run:
+        console.print(config.text(), highlight=False, markup=False)
+        dry_run(run, console)
+        return 0
+    runtime.start()
+    runtime.write_config(args.workdir, config.text())
+    run_training(run, args.workdir, console)
+    return 0
+
+
+def _experiment(args, bindings) -> int:
+    from fiat_jax.experiments import runtime, sections
+    from fiat_jax.experiments.dry_run import dry_run, runs_of
+    from fiat_jax.experiments.matrix import run_experiment
+
+    config, console = _config(args, bindings), _console()
+    experiment = config.build(sections.Experiment)
+    if args.dry_run:
+        console.print(config.text(), highlight=False, markup=False)
+        dry_run(runs_of(experiment.run, experiment.paradigms), console)
+        return 0
+    runtime.start()
+    runtime.write_config(args.workdir, config.text())
+    run_experiment(experiment, args.workdir, console)
+    return 0
+
+
+def _bundle(args, bindings):
+    """Return the bundle, the mesh, and where reasoning lies if the settings say so."""
+    from fiat_jax.experiments import runtime, sections
+    from fiat_jax.experiments.bundle import read_bundle
+
+    config = _config(args, bindings)
+    runtime.start()
+    reasoning = config.build(sections.Reasoning) if config.binds("Reasoning") else None
+    return read_bundle(args.bundle), config.build(sections.MeshConfig), reasoning
+
+
+def _evaluate(args, bindings) -> int:
+    from fiat_jax.experiments.answers import evaluate, read_splits
+
+    bundle, mesh, reasoning = _bundle(args, bindings)
+    evaluate(bundle, read_splits(args.data), args.split, reasoning, mesh, args.workdir, _console())
+    return 0
+
+
+def _predict(args, bindings) -> int:
+    from fiat_jax.experiments.answers import predict
+
+    bundle, mesh, reasoning = _bundle(args, bindings)
+    predict(bundle, args.source, reasoning, mesh, args.out, _console())
+    return 0
+
+
+def _export(args, bindings) -> int:
+    from fiat_jax.experiments.answers import export
+
+    bundle, mesh, _ = _bundle(args, bindings)
+    export(bundle, args.format, args.out, mesh, _console())
+    return 0
+
+
+def _demo(args, bindings) -> int:
+    from fiat_jax.demo.run import run_demo
+
+    run_demo(args.workdir, _console())
+    return 0
+
+
+VERBS = {
+    "init": _init,
+    "data_split": _data_split,
+    "prompt_lint": _prompt_lint,
+    "prompt_render": _prompt_render,
+    "prompt_try": _prompt_try,
+    "reason": _reason,
+    "train": _train,
+    "experiment": _experiment,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "export": _export,
+    "demo": _demo,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

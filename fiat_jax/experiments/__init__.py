@@ -1,0 +1,1 @@
+"""Runs put together: one training, the matrix of paradigms, predictions, exports."""

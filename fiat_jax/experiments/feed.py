@@ -1,0 +1,126 @@
+"""From rows and their reasoning to what θ_τ reads: the examples of training, and the inputs that are scored."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fiat_jax.data.examples import Example, ExampleCache, Examples, content_key
+from fiat_jax.data.seqio_tasks import make_seqio_task, tokenise
+from fiat_jax.errors import UserError
+from fiat_jax.evaluation.metrics import METRICS
+from fiat_jax.experiments.paradigms import Paradigm
+from fiat_jax.experiments.spec import Prompts, Reasoning
+from fiat_jax.prompts.extract import Reasoning as RowReasoning
+from fiat_jax.prompts.instructions import Instructions, load_instructions
+from fiat_jax.prompts.render import Rendered, Renderer
+from fiat_jax.prompts.tokenizer import Tokenizer
+from fiat_jax.reasoning.join import join
+from fiat_jax.store import ReasoningStore
+from fiat_jax.tasks.task import Row, Task, read_rows, row_key
+
+
+@dataclasses.dataclass(frozen=True)
+class Reasons:
+    """ŷ_β of rows by id, where it is from, and the rows left out because θ_β saw their answer."""
+
+    by_id: Mapping[str, RowReasoning]
+    set_key: str = ""
+    model: str = ""
+    excluded: frozenset[str] = frozenset()
+
+    def shuffled(self, rows: Sequence[Row], task: Task, seed: int) -> "Reasons":
+        """Give each row the ŷ_β of another one of these rows: the control for what reasoning says about its own row."""
+        ids = [row[task.id_field] for row in rows if row[task.id_field] in self.by_id]
+        if len(ids) < 2:
+            raise UserError(f"reasoning of {len(ids)} rows cannot be shuffled")
+        order = np.random.default_rng([seed, len(ids)]).permutation(len(ids))
+        other = dict(zip((ids[i] for i in order), (ids[i] for i in np.roll(order, 1)), strict=True))
+        return dataclasses.replace(self, by_id={row_id: self.by_id[other[row_id]] for row_id in ids})
+
+
+def read_reasons(task: Task, rows: Sequence[Row], where: Reasoning, command: str | None = None) -> Reasons:
+    """Join rows with their reasoning in the store; rows without it are an error with the command that makes them."""
+    store = ReasoningStore(where.store)
+    key = store.resolve(where.set)
+    joined = join(task, rows, store, key, command=command)
+    model = store.provenance(key).model
+    name = " ".join(str(model[part]) for part in ("name", "revision") if model.get(part))
+    return Reasons(joined.reasoning, key, name, frozenset(joined.excluded))
+
+
+def read_instructions(prompts: Prompts, task: Task) -> Instructions:
+    """Load the instruction file; exemplars named by row id are looked up in the task's splits."""
+
+    def rows_of(split: str) -> Mapping[str, Row]:
+        return {row[task.id_field]: row for row in read_rows(task, split)}
+
+    if not prompts.file:
+        raise UserError("no instruction file: give one with --gin.Prompts.file=FILE.yaml (`fiat init` drafts it)")
+    return load_instructions(prompts.file, rows_of)
+
+
+class Feed:
+    """Renders rows of a task for one paradigm."""
+
+    def __init__(
+        self,
+        task: Task,
+        instructions: Instructions,
+        tokenizer: Tokenizer,
+        prompts: Prompts,
+        paradigm: Paradigm,
+    ):
+        self.task, self.paradigm, self.tokenizer = task, paradigm, tokenizer
+        self.renderer = Renderer(
+            instructions,
+            tokenizer,
+            prompts.max_length,
+            use_instructions=paradigm.use_instructions,
+            reasoning_use=paradigm.reasoning_use,
+        )
+        self._reserve = 0 if task.kind in ("label", "choice") else prompts.max_new_tokens
+
+    def render(self, row: Row, reasons: Reasons, *, with_target: bool) -> Rendered:
+        """Render one row, with its answer for training."""
+        reasoning = reasons.by_id.get(row[self.task.id_field]) if self.paradigm.needs_reasoning else None
+        target = row[self.task.answer_field] if with_target else None
+        candidates = [] if with_target else self.candidates(row)
+        return self.renderer.answer(
+            row, reasoning, target, reserve=max([self._reserve, *map(len, candidates)], default=0)
+        )
+
+    def candidates(self, row: Row) -> list[np.ndarray]:
+        """Return the ids of every answer a row may have; empty where answers are generated."""
+        labels = self.task.candidates(row)
+        return self.renderer.candidates(labels) if labels else []
+
+    def inputs(self, rows: Sequence[Row], reasons: Reasons) -> Examples:
+        """Return rendered rows without their answers."""
+        rendered = ((row, self.render(row, reasons, with_target=False)) for row in rows)
+        return Examples.of(
+            Example(row[self.task.id_field], self.task.language(row), r.inputs, r.target, r.dropped)
+            for row, r in rendered
+        )
+
+    def training_examples(self, rows: Sequence[Row], reasons: Reasons, cache: str | Path) -> Examples:
+        """Return rendered rows with their answers: a seqio Task's, kept in the cache under all that determines them."""
+        ids = self.task.id_field
+        content = [
+            (row[ids], row_key(self.task, row), row[self.task.answer_field], reasons.by_id.get(row[ids]))
+            for row in rows
+        ]
+        key = content_key("training", self.renderer.fingerprint, self.paradigm.needs_reasoning, repr(content))
+
+        def build():
+            seqio_task = make_seqio_task(
+                self.task,
+                {"train": rows},
+                lambda row: self.render(row, reasons, with_target=True),
+                self.tokenizer,
+                {name: METRICS[name].per_row for name in self.task.metrics if METRICS[name].per_row is not None},
+            )
+            return tokenise(seqio_task, "train")
+
+        return ExampleCache(Path(cache)).get(key, build)

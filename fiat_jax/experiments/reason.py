@@ -1,0 +1,115 @@
+"""`fiat reason`: reasoning into the store, imported or asked of a model."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from fiat_jax.errors import Interrupted, UserError
+from fiat_jax.experiments.feed import read_instructions
+from fiat_jax.experiments.spec import Prompts, Reasoning
+from fiat_jax.prompts.render import Renderer
+from fiat_jax.prompts.tokenizer import Tokenizer
+from fiat_jax.reasoning.drive import GenerateOptions
+from fiat_jax.reasoning.generate import bill, generate
+from fiat_jax.reasoning.importer import import_reasoning
+from fiat_jax.reasoning.openai import Endpoint, OpenAIBackend
+from fiat_jax.store import ReasoningStore
+from fiat_jax.tasks.task import Row, Task, read_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """What `fiat reason` is asked.
+
+    Args:
+        splits: whose rows get reasoning; none named: all splits of the task.
+        tokenizer: the directory of a tokenizer that counts θ_β's tokens.
+    """
+
+    task: Task
+    prompts: Prompts
+    reasoning: Reasoning
+    endpoint: Endpoint
+    options: GenerateOptions
+    splits: tuple[str, ...] = ()
+    tokenizer: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """What `fiat reason --import` is asked.
+
+    Args:
+        rationale, answer: the fields of the file that hold the reasoning and the large model's answer.
+        model, revision: which model wrote it.
+        splits: whose rows it is for; none named: all splits of the task.
+    """
+
+    task: Task
+    reasoning: Reasoning
+    rationale: str = "reasoning"
+    answer: str = ""
+    model: str = ""
+    revision: str = ""
+    splits: tuple[str, ...] = ()
+
+
+def rows_of(task: Task, splits: Sequence[str]) -> list[Row]:
+    """Return the rows of several splits, of all where none is named, with or without answers."""
+    return [row for split in splits or task.splits for row in read_rows(task, split, answers_required=False)]
+
+
+def import_files(job: Import, files: Sequence[str], console: Console) -> None:
+    """Bring reasoning that files hold into the store: one set, whatever the number of files."""
+    if not job.model:
+        raise UserError("which model wrote this reasoning? Give --gin.Import.model='NAME'")
+    rows, store = rows_of(job.task, job.splits), ReasoningStore(job.reasoning.store)
+    mapping = {"rationale": job.rationale, **({"answer": job.answer} if job.answer else {})}
+    for file in files:
+        done = import_reasoning(
+            job.task, rows, file, store, mapping=mapping, model=job.model, revision=job.revision or None
+        )
+        lacking = len(done.without_reasoning)
+        console.print(
+            f"{file}: {done.written:,} rows imported into set {done.set_key} of {store.path}, {done.before:,} were "
+            f"there, {done.same_content:,} share another row's, {lacking:,} of {len(rows):,} rows are not in it, "
+            f"{done.without_answer:,} came without an answer, {done.unknown:,} entries belong to no row",
+            highlight=False,
+        )
+
+
+def ask_endpoint(reason: Reason, workdir: Path, dry_run: bool, console: Console) -> None:
+    """Ask an OpenAI-compatible endpoint for what the store lacks."""
+    rows = rows_of(reason.task, reason.splits)
+    instructions = read_instructions(reason.prompts, reason.task)
+    if not reason.tokenizer:
+        raise UserError("no tokenizer to count tokens with: give --gin.Reason.tokenizer=DIRECTORY (any model's)")
+    renderer = Renderer(instructions, Tokenizer.from_directory(reason.tokenizer), reason.prompts.max_length)
+    store, backend = ReasoningStore(reason.reasoning.store), OpenAIBackend(reason.endpoint)
+    price = bill(reason.task, rows, renderer, backend, store, reason.options)
+    first = renderer.reasoning_prompt(rows[0])
+    console.print(first.prefix_text + first.own_text, markup=False, highlight=False)
+    console.print(
+        f"{price.requests:,} requests of {price.wanted:,} are not stored in set {price.set_key}: {price.prompt_tokens:,} "
+        f"prompt tokens (counted by {reason.tokenizer}), at most {price.completion_tokens_at_most:,} answer tokens",
+        highlight=False,
+    )
+    for row in price.unrendered:
+        console.print(f"row {row.row_id} cannot be asked: {row.reason}", markup=False)
+    if dry_run:
+        return
+    summary = generate(
+        reason.task, rows, renderer, backend, store, reason.options,
+        quarantine=workdir / "quarantine.jsonl", console=console if console.is_terminal else None,
+    )  # fmt: skip
+    console.print(
+        f"set {summary.set_key}: {summary.written:,} written, {summary.before:,} were there, "
+        f"{len(summary.quarantined):,} in quarantine, {summary.without_answer:,} without an answer, "
+        f"{summary.cut_short:,} cut short, {summary.prompt_tokens:,} + {summary.completion_tokens:,} tokens, "
+        f"{summary.seconds:.1f} s",
+        highlight=False,
+    )
+    if summary.interrupted:
+        raise Interrupted(summary.before + summary.written, summary.wanted)

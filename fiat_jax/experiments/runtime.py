@@ -1,0 +1,46 @@
+"""What a process does once before it computes: join the others, keep compiled programs, say what it runs on."""
+
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fiat_jax.distributed import initialize
+
+CACHE_VARIABLE = "FIAT_COMPILATION_CACHE"
+PACKAGES = ("fiat-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn")
+
+
+def start() -> None:
+    """Join the run's processes and turn on the compilation cache on disk (FIAT_COMPILATION_CACHE says where)."""
+    initialize()
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fiat_jax" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", os.environ.get(CACHE_VARIABLE, str(default)))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def hardware() -> dict[str, Any]:
+    """Return what a run computed on."""
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+    }
+
+
+def write_config(workdir: Path, text: str) -> None:
+    """Write WORKDIR/config.gin, the resolved settings."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.gin").write_text(text)

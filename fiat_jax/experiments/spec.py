@@ -1,0 +1,90 @@
+"""What verbs are asked to do: the sections that gin fills."""
+
+import dataclasses
+
+from fiat_jax.models.lora import LoraConfig
+from fiat_jax.models.model import ModelConfig
+from fiat_jax.sharding import MeshConfig
+from fiat_jax.tasks.task import Task
+from fiat_jax.training.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The instruction file, and how many tokens a rendered example may have.
+
+    Args:
+        file: a YAML file as in prompts/.
+        max_length: tokens of input and answer together; what is longer is truncated as the file says.
+        max_new_tokens: of answers that are generated.
+    """
+
+    file: str = ""
+    max_length: int = 256
+    max_new_tokens: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Reasoning:
+    """Where θ_β's reasoning lies.
+
+    Args:
+        store: the store's path.
+        set: the key of the set to join, or its beginning; empty: the only one there is.
+    """
+
+    store: str = "reasoning_store"
+    set: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which rows train, select and are reported.
+
+    Args:
+        train_split, report_split: names in Task.splits.
+        selection: the share of the training rows that early stopping and search read; they are not trained on.
+        group_field: rows that agree in it (a premise, a passage) are not parted by that share.
+        cache: where tokenised rows are kept; empty: in the working directory.
+        length_normalise: rank labels by the mean instead of the sum of their tokens' log-likelihoods.
+    """
+
+    train_split: str = "train"
+    report_split: str = "validation"
+    selection: float = 0.1
+    group_field: str | None = None
+    cache: str = ""
+    length_normalise: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run: `fiat train`."""
+
+    task: Task
+    prompts: Prompts
+    reasoning: Reasoning
+    data: Data
+    model: ModelConfig
+    lora: LoraConfig
+    train: TrainConfig
+    mesh: MeshConfig
+    paradigm: str = "fiat"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The matrix paradigms × sizes × seeds: `fiat experiment`.
+
+    Args:
+        sizes: training rows, nested (the 200 are among the 1,000); 0: all of them.
+        learning_rates: the search every trained paradigm gets at every size; the rest of Train holds for all.
+        against: the paradigm that every other is compared with, pair by pair.
+    """
+
+    run: Run
+    paradigms: tuple[str, ...] = ("icl", "finetune", "finetune-lora", "fiat-no-reasoning", "fiat")
+    sizes: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)
+    learning_rates: tuple[float, ...] = (1e-3,)
+    against: str = "fiat"
