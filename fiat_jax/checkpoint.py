@@ -25,13 +25,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, step: int, tree: Any, facts: Mapping[str, Any]) -> None:
-        """Save in the background, after any save before it; a step that exists is replaced.
+        """Save in the background, after any save before it.
 
         The tree is copied first: its owner may give its buffers away while they are being written.
         """
         self.wait()
-        if step in self._manager.all_steps():
-            self._manager.delete(step)
         items = ocp.args.Composite(
             tree=ocp.args.PyTreeSave(_flat(jax.tree.map(jnp.copy, tree))),
             facts=ocp.args.JsonSave(dict(facts)),  # pyright: ignore

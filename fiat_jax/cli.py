@@ -1,24 +1,27 @@
 """`fiat VERB`: argument parsing and dispatch, nothing else; every verb imports what it needs when it is called."""
 
 import argparse
+import contextlib
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-EXIT_USER, EXIT_OURS, EXIT_RESTARTABLE = 2, 1, 75
+EXIT_USER, EXIT_RESTARTABLE = 2, 75
 GIN_FLAG = "--gin."
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fiat",
-        description="Fuse in-context learning with fine-tuning: a frozen large model reasons, a small one is tuned on it.",
+        allow_abbrev=False,  # `--gin X` would be --gin_file
+        description="Fuse in-context learning with fine-tuning: a large model reasons, a small one is tuned on it.",
         epilog="Settings come from --gin_file=FILE (repeatable) and --gin.NAME=VALUE, e.g. --gin.Train.epochs=3.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, summary: str, parent=verbs, gin: bool = True, workdir: bool = False) -> argparse.ArgumentParser:
-        made = parent.add_parser(name, help=summary, description=summary)
+        made = parent.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         if gin:
             made.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="settings; repeatable")
         if workdir:
@@ -40,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     split.add_argument("--sizes", help="nested subsets of these sizes instead of parts: 200,1000")
     split.add_argument("--stratify", default="", help="fields with the same shares in each part: lang,answer")
     split.add_argument("--group", help="rows that agree in this field stay together")
-    split.add_argument("--seed", type=int, default=0)
+    split.add_argument("--seed", type=int, default=0, help="another seed is another division")
 
     prompt = verbs.add_parser("prompt", help="look at an instruction file").add_subparsers(dest="action", required=True)
     for name, summary in (
@@ -53,24 +56,24 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--task", required=True, metavar="FILE.gin", help="the task's settings")
         made.add_argument("--tokenizer", default="", help="directory of the tokenizer that counts")
         if name == "render":
-            made.add_argument("--row", type=int, default=0)
+            made.add_argument("--row", type=int, default=0, help="its place in the split, from 0")
         if name == "try":
-            made.add_argument("--rows", type=int, default=20)
+            made.add_argument("--rows", type=int, default=20, help="how many, from the first")
 
     reason = verb("reason", "fill the reasoning store: import a file, or ask an endpoint")
     reason.add_argument("--import", dest="files", action="append", metavar="FILE", help="a file with reasoning")
     reason.add_argument("--backend", choices=["openai"], help="ask an OpenAI-compatible endpoint (Endpoint.url)")
     reason.add_argument("--workdir", type=Path, default=Path("."), help="where quarantined rows are written")
-    reason.add_argument("--dry_run", action="store_true", help="show the first request and the token bill")
+    reason.add_argument("--dry_run", action="store_true", help="with --backend: show the token bill, then stop")
 
     verb("train", "tune one model for one paradigm", workdir=True)
     verb("experiment", "paradigms × training sizes × seeds, and one table", workdir=True)
 
     evaluate = verb("evaluate", "score a trained bundle on a split")
     evaluate.add_argument("bundle", help="working directory of `fiat train`, or a bundle")
-    evaluate.add_argument("--split", default="validation")
     evaluate.add_argument("--data", action="append", default=[], metavar="NAME=FILE", help="add or replace a split")
-    evaluate.add_argument("--workdir", type=Path, required=True)
+    evaluate.add_argument("--split", help="the split to score; else the one that --data names, or validation")
+    evaluate.add_argument("--workdir", type=Path, required=True, help="where results are written")
 
     predict = verb("predict", "answer the rows of a file with a trained bundle")
     predict.add_argument("bundle", help="working directory of `fiat train`, or a bundle")
@@ -88,7 +91,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; return the exit status: 0, 2 for the user's mistake, 1 for ours, 75 when interrupted and saved."""
+    """Run one verb; return the exit status: 0, 2 for the user's mistake, 75 when interrupted and all is saved.
+
+    A mistake of ours is an exception, with which Python ends the process with 1.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     bindings = [a[len(GIN_FLAG) :] for a in arguments if a.startswith(GIN_FLAG)]
     args = _parser().parse_args([a for a in arguments if not a.startswith(GIN_FLAG)])
@@ -96,19 +102,47 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     action = f"{args.verb}_{args.action}" if "action" in args else args.verb
     try:
-        return VERBS[action](args, bindings)
+        with _terminable():
+            if bindings and "gin_file" not in args:
+                raise UserError(f"this verb takes no settings: leave out {GIN_FLAG}{bindings[0]}")
+            return VERBS[action](args, bindings)
     except UserError as error:
         print(f"fiat {args.verb}: {error}", file=sys.stderr)
         return EXIT_USER
     except Interrupted as error:
         print(f"fiat {args.verb}: {error}", file=sys.stderr)
-        return EXIT_RESTARTABLE
+    except KeyboardInterrupt:
+        print(f"fiat {args.verb}: interrupted; the same command goes on from what is saved", file=sys.stderr)
+    return EXIT_RESTARTABLE
 
 
-def _console():
+@contextlib.contextmanager
+def _terminable():
+    """Let SIGTERM do what SIGINT does: files are closed on the way out."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _console(quiet: bool = False):
     from rich.console import Console
 
-    return Console(soft_wrap=not sys.stdout.isatty())
+    return Console(soft_wrap=not sys.stdout.isatty(), quiet=quiet)
+
+
+def _start():
+    """Join the run's other processes; return the console, on which process 0 speaks for all."""
+    from fiat_jax.distributed import is_main
+    from fiat_jax.experiments import runtime
+
+    runtime.start()
+    return _console(quiet=not is_main())
 
 
 def _config(args: argparse.Namespace, bindings: list[str], files: Sequence[str] = ()):
@@ -116,7 +150,7 @@ def _config(args: argparse.Namespace, bindings: list[str], files: Sequence[str] 
     from fiat_jax.config import Config
     from fiat_jax.experiments import sections
 
-    return Config(sections.SECTIONS, [*files, *getattr(args, "gin_file", [])], bindings)
+    return Config(sections.SECTIONS, [*files, *args.gin_file], bindings)
 
 
 def _init(args, bindings) -> int:
@@ -172,6 +206,8 @@ def _reason(args, bindings) -> int:
     config = _config(args, bindings)
     if bool(args.files) == bool(args.backend):
         raise UserError("give either --import FILE or --backend=openai")
+    if args.files and args.dry_run:
+        raise UserError("an import asks no model and has no dry run; leave out --dry_run")
     if args.files:
         reason.import_files(config.build(sections.Import), args.files, _console())
     else:
@@ -184,15 +220,14 @@ def _train(args, bindings) -> int:
     from fiat_jax.experiments.dry_run import dry_run
     from fiat_jax.experiments.matrix import run_training
 
-    config, console = _config(args, bindings), _console()
-    run = config.build(sections.Run)
+    run = _config(args, bindings).build(sections.Run)
+    console = _start()
     if args.dry_run:
-        console.print(config.text(), highlight=False, markup=False)
+        console.print(sections.as_gin(run), highlight=False, markup=False)
         dry_run(run, console)
         return 0
-    runtime.start()
-    runtime.write_config(args.workdir, config.text())
-    run_training(run, args.workdir, console)
+    with runtime.recorded(args.workdir, sections.as_gin(run)):
+        run_training(run, args.workdir, console)
     return 0
 
 
@@ -201,34 +236,36 @@ def _experiment(args, bindings) -> int:
     from fiat_jax.experiments.dry_run import dry_run, runs_of
     from fiat_jax.experiments.matrix import run_experiment
 
-    config, console = _config(args, bindings), _console()
-    experiment = config.build(sections.Experiment)
+    experiment = _config(args, bindings).build(sections.Experiment)
+    console = _start()
     if args.dry_run:
-        console.print(config.text(), highlight=False, markup=False)
+        console.print(sections.as_gin(experiment), highlight=False, markup=False)
         dry_run(runs_of(experiment.run, experiment.paradigms), console)
         return 0
-    runtime.start()
-    runtime.write_config(args.workdir, config.text())
-    run_experiment(experiment, args.workdir, console)
+    with runtime.recorded(args.workdir, sections.as_gin(experiment)):
+        run_experiment(experiment, args.workdir, console)
     return 0
 
 
 def _bundle(args, bindings):
     """Return the bundle, the mesh, and where reasoning lies if the settings say so."""
-    from fiat_jax.experiments import runtime, sections
+    from fiat_jax.experiments import sections
     from fiat_jax.experiments.bundle import read_bundle
 
     config = _config(args, bindings)
-    runtime.start()
     reasoning = config.build(sections.Reasoning) if config.binds("Reasoning") else None
     return read_bundle(args.bundle), config.build(sections.MeshConfig), reasoning
 
 
 def _evaluate(args, bindings) -> int:
-    from fiat_jax.experiments.answers import evaluate, read_splits
+    from fiat_jax.experiments import runtime, sections
+    from fiat_jax.experiments.answers import choose_split, evaluate, read_splits
 
     bundle, mesh, reasoning = _bundle(args, bindings)
-    evaluate(bundle, read_splits(args.data), args.split, reasoning, mesh, args.workdir, _console())
+    console, splits = _start(), read_splits(args.data)
+    text = sections.as_gin(bundle.task, bundle.prompts, bundle.model, reasoning or bundle.reasoning, mesh)
+    with runtime.recorded(args.workdir, text):
+        evaluate(bundle, splits, choose_split(args.split, splits), reasoning, mesh, args.workdir, console)
     return 0
 
 
@@ -236,15 +273,15 @@ def _predict(args, bindings) -> int:
     from fiat_jax.experiments.answers import predict
 
     bundle, mesh, reasoning = _bundle(args, bindings)
-    predict(bundle, args.source, reasoning, mesh, args.out, _console())
+    predict(bundle, args.source, reasoning, mesh, args.out, _start())
     return 0
 
 
 def _export(args, bindings) -> int:
-    from fiat_jax.experiments.answers import export
+    from fiat_jax.experiments.export import export
 
     bundle, mesh, _ = _bundle(args, bindings)
-    export(bundle, args.format, args.out, mesh, _console())
+    export(bundle, args.format, args.out, mesh, _start())
     return 0
 
 

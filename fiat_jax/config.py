@@ -2,9 +2,11 @@
 
 import ast
 import dataclasses
+import inspect
 import re
+import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +28,7 @@ class Config:
         self._sections = dict(sections)
         for name, section in sections.items():
             if f"fiat.{name}" not in gin.config._REGISTRY:  # pyright: ignore  # gin registers a name once a process
-                gin.external_configurable(section, name=name, module="fiat")
+                gin.external_configurable(_maker(name, section), name=name, module="fiat")
         self._parse(files, bindings)
 
     def _parse(self, files: Sequence[str], bindings: Sequence[str]) -> None:
@@ -39,30 +41,74 @@ class Config:
         try:
             gin.parse_config_files_and_bindings(list(files), parsed, skip_unknown=False, finalize_config=False)
         except (ValueError, SyntaxError, TypeError, OSError, AttributeError, NameError) as error:
-            raise UserError(_explain(str(error), self._sections)) from None
+            raise UserError(_explain(_own_words(error), self._sections)) from None
+        for scope, selector in gin.config._CONFIG:  # pyright: ignore
+            if scope and selector != "gin.macro":
+                raise UserError(f"{scope}/{selector.split('.')[-1]}: settings have no scopes here; leave out {scope}/")
 
     def build(self, section: type[C], **given: Any) -> C:
         """Return a section; `given` fields overrule what gin says."""
-        name = next(n for n, s in self._sections.items() if s is section)
         hints = typing.get_type_hints(section)
         kwargs = dict(given)
         for field in dataclasses.fields(section):  # pyright: ignore
             if field.name not in kwargs and hints[field.name] in self._sections.values():
                 kwargs[field.name] = self.build(hints[field.name])
         try:
-            return gin.get_configurable(name)(**kwargs)
+            return gin.get_configurable(self._name(section))(**kwargs)
         except UserError as error:  # gin appends where a call came from to the message
-            raise UserError(str(error).split("\n  In call to configurable")[0]) from None
+            raise UserError(_own_words(error)) from None
         except (TypeError, ValueError) as error:
-            raise UserError(_explain(str(error), self._sections)) from None
+            raise UserError(_explain(_own_words(error), self._sections)) from None
 
     def binds(self, section: str) -> bool:
         """Whether any file or flag sets a parameter of this section."""
         return any(selector.split(".")[-1] == section for _, selector in gin.config._CONFIG)  # pyright: ignore
 
-    def text(self) -> str:
-        """Return every binding in force, in gin's own syntax: what is written beside results as config.gin."""
-        return gin.config_str()
+    def _name(self, section: type) -> str:
+        return next(name for name, known in self._sections.items() if known is section)
+
+
+def _maker(name: str, section: type) -> Callable[..., Any]:
+    """Return what gin calls in place of a section: it checks that what it is given is of the fields' types."""
+    hints = typing.get_type_hints(section)
+    fields = {field.name: field for field in dataclasses.fields(section)}
+
+    def make(**kwargs: Any) -> Any:
+        for field in fields.values():
+            has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+            if field.name not in kwargs and not has_default:
+                raise UserError(f"{name}.{field.name} is not set; give it as --gin.{name}.{field.name}=VALUE")
+        return section(**{key: _typed(f"{name}.{key}", value, hints[key]) for key, value in kwargs.items()})
+
+    make.__signature__ = inspect.signature(section)  # pyright: ignore  # gin refuses parameters that are not in it
+    make.__name__ = section.__name__
+    return make
+
+
+def _typed(where: str, value: Any, hint: Any) -> Any:
+    """Return a value as its field's type, whole numbers as floats and one value as a tuple of one; else UserError."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        for one in args:
+            try:
+                return _typed(where, value, one)
+            except UserError:
+                continue
+    elif origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_typed(where, item, args[0]) for item in items)
+    elif origin is Mapping:
+        if isinstance(value, Mapping):
+            return {_typed(where, key, args[0]): _typed(where, item, args[1]) for key, item in value.items()}
+    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif hint in (int, float, str, bool, types.NoneType):
+        if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+            return value
+    else:
+        return value
+    wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+    raise UserError(f"{where} is {value!r}; it must be of type {wanted}")
 
 
 def _forgiving(binding: str) -> str:
@@ -73,13 +119,16 @@ def _forgiving(binding: str) -> str:
     try:
         ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        if not value.startswith(("@", "%")) and "%" not in value:
+        if "%" not in value and not value.startswith("@"):
             value = repr(value)
     return f"{name.strip()} = {value}"
 
 
+def _own_words(error: Exception) -> str:
+    return str(error).split("\n  In call to configurable")[0].strip()
+
+
 def _explain(message: str, sections: Mapping[str, type]) -> str:
-    message = message.split("\n  In call to configurable")[0].strip()
     unknown = re.search(r"No configurable matching '([^']*)'", message)
     if unknown:
         name = unknown.group(1).split(".")[0].split("/")[-1]
@@ -90,4 +139,6 @@ def _explain(message: str, sections: Mapping[str, type]) -> str:
         known = [field.name for field in dataclasses.fields(sections[section])]
         hint = did_you_mean(parameter, known)
         return f"{section} has no parameter {parameter!r}; it has {', '.join(known)}.{hint}"
-    return message
+    if message.startswith("macro()"):
+        return "a value names a %MACRO that no file or flag sets; give it as --gin.MACRO=VALUE"
+    return re.sub(r"\s*\n\s*", "; ", message)

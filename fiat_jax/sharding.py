@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -18,7 +19,7 @@ MeshAxes = str | tuple[str, ...] | None
 
 @dataclasses.dataclass(frozen=True)
 class ShardingRules:
-    """Logical axis → mesh axis, several mesh axes, or None (replicated). Another table is another layout of one model."""
+    """Logical axis → mesh axis, several mesh axes, or None (replicated). Another table is another layout of a model."""
 
     batch: MeshAxes = ("data", "fsdp")
     layers: MeshAxes = None
@@ -53,7 +54,7 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
 
-    def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    def build(self, devices: Sequence[Any] | None = None) -> Mesh:
         """Return the mesh over `devices` (all of them by default)."""
         devices = list(jax.devices() if devices is None else devices)
         sizes = [self.data, self.fsdp, self.tensor]
@@ -85,7 +86,7 @@ def check_batch(mesh: Mesh, rules: ShardingRules, batch_rows: int, accumulate: i
 
 
 def named(mesh: Mesh, rules: ShardingRules, shape: Sequence[int], axes: Sequence[str | None]) -> NamedSharding:
-    """Return the sharding of an array; a dimension that its mesh axes do not divide stays whole, and the log says so."""
+    """Return an array's sharding; a dimension that its mesh axes do not divide stays whole, and the log says so."""
     spec = list(rules.spec(axes))
     for dim, mesh_axes in enumerate(spec):
         if shape[dim] % axis_size(mesh, mesh_axes):

@@ -28,7 +28,7 @@ def stderr_kept_for_failures() -> Iterator[None]:
 
 
 # Errors of the pipeline come back as exceptions; the log would repeat them with a C++ trace.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # JAX has set it to 1
 with stderr_kept_for_failures():
     import seqio
     import tensorflow as tf

@@ -3,12 +3,16 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
+from fiat_jax.distributed import is_main
 from fiat_jax.errors import UserError
-from fiat_jax.experiments.feed import Feed
+from fiat_jax.experiments.feed import Feed, Reasons
+from fiat_jax.experiments.fit import scoring_rows
 from fiat_jax.experiments.paradigms import find_paradigm
 from fiat_jax.experiments.results import write_json
 from fiat_jax.experiments.scorer import Scorer
@@ -27,51 +31,64 @@ SCHEMA = 1
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A trained θ_τ as `evaluate`, `predict` and `export` take it."""
+    """A trained θ_τ as `evaluate`, `predict` and `export` take it.
+
+    `directory` holds prompts.yaml and either adapter/ or, where all weights were tuned, model/. `reasoning` names the
+    set it was trained with, `seed` shuffles the rows' ŷ_β where the paradigm does; the hashes are of what it was
+    trained with.
+    """
 
     directory: Path
     task: Task
     prompts: Prompts
     paradigm: str
+    seed: int
     model: ModelConfig
     reasoning: Reasoning
-    set_key: str
+    theta_tau: str
+    theta_beta: str
+    answer_hash: str
+    tokenizer: str
     length_normalise: bool
     row_length: int
     batch_rows: int
     adapter: bool
 
+    @property
+    def theta_tau_path(self) -> str:
+        """The directory of the model: its own where all weights were tuned, else that of the base."""
+        return self.model.path if self.adapter else str(self.directory / "model")
 
-def write_bundle(directory: Path, model: Model, feed: Feed, run: Run, set_key: str, theta_beta: str) -> None:
-    """Write adapter/ (or, where all weights were tuned, model/), prompts.yaml and bundle.json."""
-    directory.mkdir(parents=True, exist_ok=True)
+
+def write_bundle(directory: Path, model: Model, feed: Feed, run: Run, reasons: Reasons) -> None:
+    """Write adapter/ or model/, then prompts.yaml and bundle.json; every process of the run comes here."""
     if model.lora is not None:
         peft.save_adapter(model, directory / "adapter")
     else:
-        tensors = their_tensors(model, model.weights())
-        write_model(directory / "model", tensors, model.hf_config, model.directory)
+        write_model(directory / "model", their_tensors(model, model.weights()), model.hf_config, model.directory)
+    if not is_main():
+        return
     shutil.copyfile(run.prompts.file, directory / "prompts.yaml")
-    task = dataclasses.asdict(run.task)
-    write_json(
-        directory / NAME,
-        {
-            "schema": SCHEMA,
-            "task": task,
-            "prompts": {**dataclasses.asdict(run.prompts), "file": "prompts.yaml"},
-            "answer_hash": feed.renderer.instructions.answer_hash,
-            "tokenizer": feed.tokenizer.fingerprint,
-            "paradigm": feed.paradigm.name,
-            "model": dataclasses.asdict(run.model),
-            "theta_tau": model.fingerprint,
-            "theta_beta": theta_beta,
-            "reasoning": dataclasses.asdict(run.reasoning),
-            "set": set_key,
-            "length_normalise": run.data.length_normalise,
-            "row_length": run.train.row_length,
-            "batch_rows": run.train.batch_rows,
-            "adapter": model.lora is not None,
-        },
+    bundle = Bundle(
+        directory=Path(),
+        task=run.task,
+        prompts=dataclasses.replace(run.prompts, file="prompts.yaml"),
+        paradigm=feed.paradigm.name,
+        seed=run.train.seed,
+        model=run.model,
+        reasoning=dataclasses.replace(run.reasoning, set=reasons.set_key),
+        theta_tau=model.fingerprint,
+        theta_beta=reasons.model,
+        answer_hash=feed.renderer.instructions.answer_hash,
+        tokenizer=feed.tokenizer.fingerprint,
+        length_normalise=run.data.length_normalise,
+        row_length=run.train.row_length,
+        batch_rows=run.train.batch_rows,
+        adapter=model.lora is not None,
     )
+    fields = dataclasses.asdict(bundle)
+    del fields["directory"]
+    write_json(directory / NAME, {"schema": SCHEMA, **fields})
 
 
 def read_bundle(path: str | Path) -> Bundle:
@@ -80,46 +97,56 @@ def read_bundle(path: str | Path) -> Bundle:
     directory = root if (root / NAME).exists() else root / "bundle"
     try:
         held = json.loads((directory / NAME).read_text("utf-8"))
+        return _parsed(directory, held)
     except FileNotFoundError:
         raise UserError(f"{root} holds no {NAME}; give the working directory of a finished `fiat train`") from None
-    task = {k: tuple(v) if isinstance(v, list) else v for k, v in held["task"].items()}
-    return Bundle(
-        directory=directory,
-        task=Task(**task),
-        prompts=Prompts(**{**held["prompts"], "file": str(directory / held["prompts"]["file"])}),
-        paradigm=held["paradigm"],
-        model=ModelConfig(**held["model"]),
-        reasoning=Reasoning(**held["reasoning"]),
-        set_key=held["set"],
-        length_normalise=held["length_normalise"],
-        row_length=held["row_length"],
-        batch_rows=held["batch_rows"],
-        adapter=held["adapter"],
-    )
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{directory / NAME} is damaged or of another version: {error}") from None
+
+
+def _parsed(directory: Path, held: Mapping[str, Any]) -> Bundle:
+    if held["schema"] != SCHEMA:
+        raise ValueError(f"its schema is {held['schema']}, and {SCHEMA} is read")
+    fields: dict[str, Any] = {name: value for name, value in held.items() if name != "schema"}
+    task: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in held["task"].items()}
+    fields |= {
+        "task": Task(**task),
+        "prompts": Prompts(**{**held["prompts"], "file": str(directory / held["prompts"]["file"])}),
+        "model": ModelConfig(**held["model"]),
+        "reasoning": Reasoning(**held["reasoning"]),
+    }
+    return Bundle(directory=directory, **fields)
 
 
 def load_bundle_model(bundle: Bundle, mesh_config: MeshConfig) -> Model:
     """Return the trained model of a bundle on a mesh."""
     mesh = mesh_config.build()
+    config = dataclasses.replace(bundle.model, path=bundle.theta_tau_path)
     with jax.set_mesh(mesh):
         if not bundle.adapter:
-            return load_model(dataclasses.replace(bundle.model, path=str(bundle.directory / "model")), mesh)
-        base = load_model(bundle.model, mesh)
+            return load_model(config, mesh)
+        base = load_model(config, mesh)
         lora = peft.read_lora_config(bundle.directory / "adapter", base.family, base.config)
-        model = load_model(bundle.model, mesh, lora=dataclasses.replace(lora, dropout=0.0))
+        model = load_model(config, mesh, lora=dataclasses.replace(lora, dropout=0.0))
         return dataclasses.replace(model, trainable=peft.load_adapter(model, bundle.directory / "adapter"))
 
 
-def open_bundle(bundle: Bundle, mesh_config: MeshConfig) -> tuple[Feed, Scorer]:
-    """Return how a bundle's rows are rendered, and the scorer of its model."""
+def open_feed(bundle: Bundle) -> Feed:
+    """Return how a bundle's rows are rendered: by the very tokenizer and instructions that it was trained with."""
+    tokenizer = Tokenizer.from_directory(bundle.theta_tau_path)
+    if tokenizer.fingerprint != bundle.tokenizer:
+        raise UserError(
+            f"the tokenizer in {bundle.theta_tau_path} is not the one that {bundle.directory} was trained with; "
+            "restore it, or train again"
+        )
+    instructions = load_instructions(bundle.prompts.file)
+    if instructions.answer_hash != bundle.answer_hash:
+        raise UserError(f"{bundle.prompts.file} was changed after training; restore it, or train again with it")
+    return Feed(bundle.task, instructions, tokenizer, bundle.prompts, find_paradigm(bundle.paradigm))
+
+
+def open_bundle(bundle: Bundle, mesh_config: MeshConfig) -> Scorer:
+    """Return the scorer of a bundle's model, which renders rows as in training."""
+    feed = open_feed(bundle)
     model = load_bundle_model(bundle, mesh_config)
-    feed = Feed(
-        bundle.task,
-        load_instructions(bundle.prompts.file),
-        Tokenizer.from_directory(bundle.model.path),
-        bundle.prompts,
-        find_paradigm(bundle.paradigm),
-    )
-    ways = model.mesh.size
-    rows = -(-2 * bundle.batch_rows // ways) * ways
-    return feed, Scorer(model, feed, bundle.row_length, rows, bundle.length_normalise)
+    return Scorer(model, feed, bundle.row_length, scoring_rows(bundle.batch_rows, model), bundle.length_normalise)

@@ -1,74 +1,82 @@
 """`--dry_run` of train and experiment: the first example with its mask, parameters, memory; nothing is trained."""
 
 import dataclasses
+import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
 from fiat_jax.data.batches import TrainBatches
 from fiat_jax.data.examples import Example, Examples
-from fiat_jax.experiments.cells import Bench
-from fiat_jax.experiments.feed import Feed
-from fiat_jax.experiments.fit import check_tokenizer, select_split
+from fiat_jax.experiments.bench import Bench, Cell
+from fiat_jax.experiments.feed import Feed, Reasons
 from fiat_jax.experiments.paradigms import find_paradigm
 from fiat_jax.experiments.spec import Run
-from fiat_jax.models.model import load_model
+from fiat_jax.models.model import Model, load_model
 from fiat_jax.prompts.show import show_rendered
-from fiat_jax.sharding import check_batch
+from fiat_jax.tasks.task import Row
+from fiat_jax.training.config import TrainConfig
 from fiat_jax.training.step import TrainState, train_step
+
+SIZES = {"arguments": "argument_size_in_bytes", "temporaries": "temp_size_in_bytes", "results": "output_size_in_bytes"}
 
 
 def dry_run(run: Run, console: Console) -> None:
     """Print the first rendered example with tokens and loss mask, parameter counts, steps and the memory estimate."""
     paradigm = find_paradigm(run.paradigm)
     bench = Bench(run, (0,), [paradigm])
-    feed = Feed(bench.task, bench.instructions, bench.tokenizer, run.prompts, paradigm)
-    kept, held = select_split(bench.task, run, bench.train_rows)
-    first = feed.render(kept[0], bench.reasons, with_target=True)
-    show_rendered(first, bench.tokenizer, console)
+    console.print(f"{paradigm.name}: {len(bench.report_rows):,} {run.data.report_split} rows are reported")
+    if not paradigm.trained:
+        return
+    cell = Cell(paradigm, len(bench.train_rows), run.train.seed)
+    feed, (kept, held), reasons = bench.feed(cell), bench.split(cell), bench.reasons_for(cell, bench.train_rows)
+    show_rendered(feed.render(kept[0], reasons, with_target=True), bench.tokenizer, console)
+    examples = _examples(feed, kept, reasons)
+    batches = TrainBatches(examples, run.train.row_length, run.train.batch_rows, run.train.seed)
+    num_steps = batches.num_steps(run.train.epochs_of(batches.num_steps(1)))
+    tokens = int(np.sum(examples.inputs.lengths) + np.sum(examples.targets.lengths))
     mesh = run.mesh.build()
     with jax.set_mesh(mesh):
         model = load_model(run.model, mesh, lora=run.lora if paradigm.lora else None, seed=run.train.seed)
-        check_tokenizer(bench.tokenizer, model)
-        check_batch(mesh, model.build.rules, run.train.batch_rows, run.train.accumulate)
         trained, frozen = model.num_parameters()
-        rendered = ((row, feed.render(row, bench.reasons, with_target=True)) for row in kept)
-        ids = run.task.id_field
-        examples = Examples.of(
-            Example(row[ids], run.task.language(row), r.inputs, r.target, r.dropped) for row, r in rendered
+        console.print(f"rows: {len(kept):,} to train on, {len(held):,} to select by")
+        console.print(f"parameters: {trained:,} trained, {frozen:,} frozen")
+        console.print(
+            f"steps: {num_steps:,} of {run.train.batch_rows} × {run.train.row_length} tokens; "
+            f"{tokens:,} real tokens an epoch; cut by the length budget: {examples.truncations() or 'nothing'}"
         )
-        batches = TrainBatches(examples, run.train.row_length, run.train.batch_rows, run.train.seed)
-        num_steps = batches.num_steps(run.train.epochs_of(batches.num_steps(1)))
-        optimizer = run.train.optimizer.build(num_steps)
-        state = TrainState(jax.numpy.int32(0), model.trainable, jax.eval_shape(optimizer.init, model.trainable))
+        console.print(_memory(model, batches, run.train, num_steps))
 
-        def step(state, frozen, batch):
-            key = jax.random.key(0) if model.build.slots and run.lora.dropout else None
-            return train_step(
-                state, frozen, batch,
-                loss_fn=model.loss, optimizer=optimizer, parts=run.train.accumulate, dropout_key=key,
-            )  # fmt: skip
 
-        memory = jax.jit(step).lower(state, model.frozen, batches.batch(0)).compile().memory_analysis()
-    tokens = int(np.sum(examples.inputs.lengths) + np.sum(examples.targets.lengths))
-    console.print(f"rows: {len(kept):,} to train on, {len(held):,} to select by, {len(bench.report_rows):,} reported")
-    console.print(f"parameters: {trained:,} trained, {frozen:,} frozen")
-    console.print(
-        f"steps: {num_steps:,} of {run.train.batch_rows} × {run.train.row_length} tokens; "
-        f"{tokens:,} real tokens an epoch; cut by the length budget: {examples.truncations() or 'nothing'}"
+def _examples(feed: Feed, rows: list[Row], reasons: Reasons) -> Examples:
+    rendered = ((row, feed.render(row, reasons, with_target=True)) for row in rows)
+    ids, language = feed.task.id_field, feed.task.language
+    return Examples.of(Example(row[ids], language(row), r.inputs, r.target, r.dropped) for row, r in rendered)
+
+
+def _memory(model: Model, batches: TrainBatches, config: TrainConfig, num_steps: int) -> str:
+    """Return what the compiled step needs, which is compiled for it and not run."""
+    optimizer = config.optimizer.build(num_steps)
+    step = functools.partial(
+        train_step,
+        loss_fn=model.loss,
+        optimizer=optimizer,
+        parts=config.accumulate,
+        dropout_key=jax.random.key(0) if any(slot.dropout for _, slot in model.build.slots) else None,
     )
-    mebibytes = {
-        "arguments": memory.argument_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "results": memory.output_size_in_bytes,
-    }
-    parts = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in mebibytes.items())
-    console.print(f"memory of one step in MiB a device, as compiled: {parts}")
+    state = TrainState(jnp.int32(0), model.trainable, jax.eval_shape(optimizer.init, model.trainable))
+    compiled = jax.jit(step, donate_argnums=0).lower(state, model.frozen, batches.batch(0)).compile()
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return "memory of one step: this backend does not say"
+    parts = ", ".join(f"{name} {getattr(memory, size) / 2**20:,.1f}" for name, size in SIZES.items())
+    return f"memory of one step in MiB a device, as compiled: {parts}"
 
 
 def runs_of(run: Run, paradigms: tuple[str, ...]) -> Run:
     """Return the run whose dry run stands for an experiment: FIAT's, or the first trained one's."""
     trained = [name for name in paradigms if find_paradigm(name).trained]
-    chosen = "fiat" if "fiat" in trained else next(iter(trained), run.paradigm)
+    chosen = "fiat" if "fiat" in trained else next(iter(trained), paradigms[0])
     return dataclasses.replace(run, paradigm=chosen)

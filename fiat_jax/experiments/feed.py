@@ -1,6 +1,7 @@
 """From rows and their reasoning to what θ_τ reads: the examples of training, and the inputs that are scored."""
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from fiat_jax.data.examples import Example, ExampleCache, Examples, content_key
 from fiat_jax.data.seqio_tasks import make_seqio_task, tokenise
 from fiat_jax.errors import UserError
-from fiat_jax.evaluation.metrics import METRICS
+from fiat_jax.evaluation.metrics import find_metrics
 from fiat_jax.experiments.paradigms import Paradigm
 from fiat_jax.experiments.spec import Prompts, Reasoning
 from fiat_jax.prompts.extract import Reasoning as RowReasoning
@@ -17,7 +18,7 @@ from fiat_jax.prompts.instructions import Instructions, load_instructions
 from fiat_jax.prompts.render import Rendered, Renderer
 from fiat_jax.prompts.tokenizer import Tokenizer
 from fiat_jax.reasoning.join import join
-from fiat_jax.store import ReasoningStore
+from fiat_jax.store import Provenance, ReasoningStore
 from fiat_jax.tasks.task import Row, Task, read_rows, row_key
 
 
@@ -39,15 +40,43 @@ class Reasons:
         other = dict(zip((ids[i] for i in order), (ids[i] for i in np.roll(order, 1)), strict=True))
         return dataclasses.replace(self, by_id={row_id: self.by_id[other[row_id]] for row_id in ids})
 
+    def without_excluded(self, task: Task, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows whose answer θ_β did not see."""
+        return [row for row in rows if row[task.id_field] not in self.excluded]
 
-def read_reasons(task: Task, rows: Sequence[Row], where: Reasoning, command: str | None = None) -> Reasons:
+
+def read_reasons(task: Task, rows: Sequence[Row], where: Reasoning) -> Reasons:
     """Join rows with their reasoning in the store; rows without it are an error with the command that makes them."""
     store = ReasoningStore(where.store)
+    if not store.sets():
+        raise UserError(
+            f"{where.store}: the store holds no reasoning, and {len(rows):,} rows of task {task.name} need it; make it "
+            f"with `fiat reason --backend=openai --gin.Reasoning.store={where.store} ...`, or bring in what a file has "
+            f"with `fiat reason --import FILE --gin.Reasoning.store={where.store} ...` (... the task's settings)"
+        )
     key = store.resolve(where.set)
-    joined = join(task, rows, store, key, command=command)
-    model = store.provenance(key).model
-    name = " ".join(str(model[part]) for part in ("name", "revision") if model.get(part))
+    provenance = store.provenance(key)
+    joined = join(task, rows, store, key, command=_command(where, provenance))
+    name = " ".join(str(provenance.model[part]) for part in ("name", "revision") if provenance.model.get(part))
     return Reasons(joined.reasoning, key, name, frozenset(joined.excluded))
+
+
+def _command(where: Reasoning, provenance: Provenance) -> str:
+    """Return the command that adds rows to a set."""
+    if provenance.source == "generated":
+        return f"fiat reason --backend=openai --gin.Reasoning.store={shlex.quote(where.store)} --gin_file=..."
+    settings = {"Reasoning.store": where.store, "Import.model": provenance.model.get("name")}
+    settings |= {"Import.revision": provenance.model.get("revision")}
+    settings |= {f"Import.{field}": provenance.mapping.get(field) for field in ("rationale", "answer")}
+    flags = [f"--gin.{name}={shlex.quote(str(value))}" for name, value in settings.items() if value]
+    return " ".join(["fiat reason --import FILE", *flags, "--gin_file=..."])
+
+
+def instruction_file(prompts: Prompts) -> str:
+    """Return the path of the instruction file, or say how to name one."""
+    if not prompts.file:
+        raise UserError("no instruction file: give one with --gin.Prompts.file=FILE.yaml (`fiat init` drafts it)")
+    return prompts.file
 
 
 def read_instructions(prompts: Prompts, task: Task) -> Instructions:
@@ -56,9 +85,7 @@ def read_instructions(prompts: Prompts, task: Task) -> Instructions:
     def rows_of(split: str) -> Mapping[str, Row]:
         return {row[task.id_field]: row for row in read_rows(task, split)}
 
-    if not prompts.file:
-        raise UserError("no instruction file: give one with --gin.Prompts.file=FILE.yaml (`fiat init` drafts it)")
-    return load_instructions(prompts.file, rows_of)
+    return load_instructions(instruction_file(prompts), rows_of)
 
 
 class Feed:
@@ -86,10 +113,10 @@ class Feed:
         """Render one row, with its answer for training."""
         reasoning = reasons.by_id.get(row[self.task.id_field]) if self.paradigm.needs_reasoning else None
         target = row[self.task.answer_field] if with_target else None
-        candidates = [] if with_target else self.candidates(row)
-        return self.renderer.answer(
-            row, reasoning, target, reserve=max([self._reserve, *map(len, candidates)], default=0)
-        )
+        reserve = self._reserve
+        if self.task.kind == "choice":  # whatever the right answer is, and in training as in evaluation
+            reserve = max(map(len, self.candidates(row)))
+        return self.renderer.answer(row, reasoning, target, reserve=reserve)
 
     def candidates(self, row: Row) -> list[np.ndarray]:
         """Return the ids of every answer a row may have; empty where answers are generated."""
@@ -111,7 +138,8 @@ class Feed:
             (row[ids], row_key(self.task, row), row[self.task.answer_field], reasons.by_id.get(row[ids]))
             for row in rows
         ]
-        key = content_key("training", self.renderer.fingerprint, self.paradigm.needs_reasoning, repr(content))
+        used = (self.paradigm.needs_reasoning, self._reserve, self.task.kind, self.task.language_field)
+        key = content_key("training", self.renderer.fingerprint, used, repr(content))
 
         def build():
             seqio_task = make_seqio_task(
@@ -119,7 +147,7 @@ class Feed:
                 {"train": rows},
                 lambda row: self.render(row, reasons, with_target=True),
                 self.tokenizer,
-                {name: METRICS[name].per_row for name in self.task.metrics if METRICS[name].per_row is not None},
+                {metric.name: metric.per_row for metric in find_metrics(self.task.metrics) if metric.per_row},
             )
             return tokenise(seqio_task, "train")
 

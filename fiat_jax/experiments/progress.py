@@ -9,13 +9,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fiat_jax.distributed import is_main
 from fiat_jax.training.log import Listener
 
 LINE_EVERY_SECONDS = 10.0
 
 
 def listeners_for(workdir: Path, name: str, console: Console) -> list[Listener]:
-    """Return the listeners of a run that has its events in `workdir`."""
+    """Return the listeners of a run that has its events in `workdir`; process 0 tells for all."""
+    if not is_main():
+        return []
     bar = TerminalBar(name, console) if console.is_terminal else PlainLines(name, console)
     return [bar, TensorBoard(workdir / "tensorboard")]
 
@@ -58,10 +61,9 @@ class PlainLines:
     def __init__(self, name: str, console: Console):
         self._name, self._console = name, console
         self._num_steps, self._last = 0, 0.0
-        self._begun, self._first = 0.0, 0
 
     def begin(self, step: int, num_steps: int) -> None:
-        self._num_steps, self._begun, self._first = num_steps, time.monotonic(), step
+        self._num_steps = num_steps
         if step:
             self._console.print(f"{self._name}: going on from step {step} of {num_steps}")
 
@@ -70,8 +72,7 @@ class PlainLines:
         if now - self._last < LINE_EVERY_SECONDS:
             return
         self._last = now
-        done = step + 1 - self._first
-        left = (now - self._begun) / done * (self._num_steps - step - 1)
+        left = metrics["seconds"] * (self._num_steps - step - 1)
         self._console.print(
             f"{self._name}: step {step + 1}/{self._num_steps}, loss {metrics['loss']:.3f}, "
             f"{metrics['tokens_per_second']:,.0f} tokens/s, {left:.0f} s left"
@@ -105,8 +106,9 @@ class TensorBoard:
         self._write("selection", step, metrics)
 
     def _write(self, group: str, step: int, metrics: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        # made at import, so that pyright does not see them
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         values = [Summary.Value(tag=f"{group}/{name}", simple_value=value) for name, value in metrics.items()]
         self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))

@@ -92,8 +92,9 @@ def ask_endpoint(reason: Reason, workdir: Path, dry_run: bool, console: Console)
     first = renderer.reasoning_prompt(rows[0])
     console.print(first.prefix_text + first.own_text, markup=False, highlight=False)
     console.print(
-        f"{price.requests:,} requests of {price.wanted:,} are not stored in set {price.set_key}: {price.prompt_tokens:,} "
-        f"prompt tokens (counted by {reason.tokenizer}), at most {price.completion_tokens_at_most:,} answer tokens",
+        f"{price.requests:,} requests of {price.wanted:,} are not stored in set {price.set_key}: "
+        f"{price.prompt_tokens:,} prompt tokens "
+        f"(counted by {reason.tokenizer}), at most {price.completion_tokens_at_most:,} answer tokens",
         highlight=False,
     )
     for row in price.unrendered:

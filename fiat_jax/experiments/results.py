@@ -29,6 +29,11 @@ def file_hash(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def source_of(source: str) -> dict[str, Any]:
+    """Return a data source's name, and the hash of its content where it is a file."""
+    return {"path": source, "sha256": file_hash(source) if Path(source).is_file() else None}
+
+
 def write_results(
     workdir: Path,
     verb: str,
@@ -39,7 +44,7 @@ def write_results(
     seconds: float,
     details: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write WORKDIR/results.json; its fields are documented in docs/results-format.md."""
+    """Write WORKDIR/results.json."""
     path = workdir / "results.json"
     write_json(
         path,

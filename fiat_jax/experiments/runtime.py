@@ -1,15 +1,17 @@
 """What a process does once before it computes: join the others, keep compiled programs, say what it runs on."""
 
+import contextlib
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from fiat_jax.distributed import initialize
+from fiat_jax.distributed import initialize, is_main
 
 CACHE_VARIABLE = "FIAT_COMPILATION_CACHE"
 PACKAGES = ("fiat-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn")
@@ -42,5 +44,15 @@ def hardware() -> dict[str, Any]:
 
 def write_config(workdir: Path, text: str) -> None:
     """Write WORKDIR/config.gin, the resolved settings."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.gin").write_text(text)
+    if is_main():
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.gin").write_text(text)
+
+
+@contextlib.contextmanager
+def recorded(workdir: Path, text: str) -> Iterator[None]:
+    """Write WORKDIR/config.gin beside what is done in context; one that is there gives way to results alone."""
+    if not (workdir / "config.gin").exists():
+        write_config(workdir, text)
+    yield
+    write_config(workdir, text)

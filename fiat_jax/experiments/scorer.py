@@ -10,11 +10,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fiat_jax.data.batches import ScoringBatches
 from fiat_jax.evaluation.predict import generate_greedily, label_predictions, rank_classification, text_predictions
 from fiat_jax.evaluation.predictions import Prediction
-from fiat_jax.evaluation.scores import check_metrics
+from fiat_jax.evaluation.scores import ALL, score_predictions
 from fiat_jax.experiments.feed import Feed, Reasons
 from fiat_jax.inference.generate import Generator
 from fiat_jax.models.model import Model
-from fiat_jax.tasks.task import Row
+from fiat_jax.tasks.task import Row, Task
 
 GENERATED_AT_ONCE = 64
 
@@ -75,7 +75,7 @@ class Prepared:
         tokenizer = scorer.feed.tokenizer
         texts = generate_greedily(
             lambda inputs, count: scorer.generate(trainable, inputs, count),
-            list(self._examples.inputs),
+            [self._examples.inputs[index] for index in range(len(self.rows))],
             tokenizer.decode,
             eos_id=tokenizer.eos_id,
             max_new_tokens=max_new_tokens,
@@ -88,10 +88,7 @@ class Prepared:
         return point_values(self._scorer.feed.task, self.rows, self.predict(trainable, max_new_tokens))
 
 
-def point_values(task, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, float]:
-    """Return metric → value in per cent, without intervals."""
-    from fiat_jax.evaluation.scores import score_predictions
-
-    check_metrics(task, rows)
-    scored = score_predictions(task, rows, predictions, resamples=1)
-    return {str(row["metric"]): float(row["value"]) for row in scored if row["language"] == "all"}  # pyright: ignore
+def point_values(task: Task, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, float]:
+    """Return metric → value in per cent, macro mean over languages, without intervals."""
+    scored: list[dict[str, Any]] = score_predictions(task, rows, predictions, resamples=1)
+    return {row["metric"]: row["value"] for row in scored if row["language"] == ALL}

@@ -1,4 +1,9 @@
-"""The sections of a gin file, by the name they have there."""
+"""The sections of a gin file, by the name they have there, and their values written as such a file."""
+
+import dataclasses
+import pprint
+from collections.abc import Iterator
+from typing import Any
 
 from fiat_jax.experiments.prompt import PromptLook
 from fiat_jax.experiments.reason import Import, Reason
@@ -31,6 +36,34 @@ SECTIONS: dict[str, type] = {
     "PromptLook": PromptLook,
 }
 
+TEXT_WIDTH = 110
+
+
+def as_gin(*built: Any) -> str:
+    """Return every field of sections, and of the sections within, as a file that --gin_file reads back."""
+    return "\n\n".join(_block(section) for one in built for section in _within(one)) + "\n"
+
+
+def _within(section: Any) -> Iterator[Any]:
+    yield section
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if type(value) in SECTIONS.values():
+            yield from _within(value)
+
+
+def _block(section: Any) -> str:
+    name = next(name for name, kind in SECTIONS.items() if kind is type(section))
+    values = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
+    lines = [_binding(f"{name}.{k}", v) for k, v in values.items() if type(v) not in SECTIONS.values()]
+    return "\n".join([f"# {name}", *lines])
+
+
+def _binding(name: str, value: Any) -> str:
+    text = pprint.pformat(value, width=TEXT_WIDTH, sort_dicts=False, compact=True)
+    return f"{name} = {text}" if "\n" not in text else f"{name} = \\\n    " + text.replace("\n", "\n    ")
+
+
 __all__ = [
     "SECTIONS",
     "Endpoint",
@@ -42,4 +75,5 @@ __all__ = [
     "Reason",
     "Reasoning",
     "Run",
+    "as_gin",
 ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from fiat_jax.errors import UserError
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import ModelConfig
 from fiat_jax.sharding import MeshConfig
@@ -88,3 +89,8 @@ class Experiment:
     seeds: tuple[int, ...] = (0,)
     learning_rates: tuple[float, ...] = (1e-3,)
     against: str = "fiat"
+
+    def __post_init__(self):
+        for name in ("paradigms", "sizes", "seeds", "learning_rates"):
+            if not getattr(self, name):
+                raise UserError(f"an experiment has at least one of its {name}; Experiment.{name} is empty")

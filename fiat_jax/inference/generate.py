@@ -56,6 +56,8 @@ class Generator:
 
     def _check(self, inputs: Sequence[np.ndarray], max_new_tokens: int) -> None:
         config = self.model.config
+        if max_new_tokens < 1:
+            raise UserError(f"expected at least one new token; got {max_new_tokens}")
         longest = max(len(ids) for ids in inputs)
         if longest + max_new_tokens > config.max_length:
             raise UserError(
@@ -67,9 +69,9 @@ class Generator:
                 raise UserError(
                     f"prompt {index} has no tokens, so nothing can follow it; give it text or a start token"
                 )
-            if max(ids) >= config.vocab_size:
+            if (largest := np.max(ids)) >= config.vocab_size:
                 raise UserError(
-                    f"prompt {index} holds token {max(ids)}, the model knows {config.vocab_size}: "
+                    f"prompt {index} holds token {largest}, the model knows {config.vocab_size}: "
                     "give the tokenizer that belongs to the checkpoint"
                 )
 

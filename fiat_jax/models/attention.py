@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-CAUSAL_BLOCKS = 4  # leaves out 3/8 of all scores
+CAUSAL_BLOCKS = 8  # leaves out 7/16 of all scores, and a block stays in the cache of a CPU core
 MASKED = -1e30  # finite, so that a query which sees nothing (padding) stays free of NaN
 
 
@@ -17,7 +17,7 @@ def rope_tables(positions_BT: jax.Array, head_dim: int, theta: float) -> jax.Arr
 
 
 def rope(x: jax.Array, tables: jax.Array) -> jax.Array:
-    """Rotate the two halves of the last dimension of x (B, T, ..., K); RoFormer, arXiv 2104.09864, in the NeoX pairing."""
+    """Rotate the halves of the last dimension of x (B, T, ..., K) against each other (RoFormer, arXiv 2104.09864)."""
     cos, sin = (jnp.expand_dims(table, range(2, x.ndim - 1)) for table in tables.astype(x.dtype))
     x1, x2 = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
@@ -64,7 +64,7 @@ def attend(q_BTHGK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask_BTS: j
 
 @struct.dataclass
 class KVCache:
-    """Keys and values of every layer, (L, B, S, H, K) each: an argument and a result of the decoder, never its state."""
+    """Keys and values of every layer, (L, B, S, H, K) each: argument and result of the decoder, never its state."""
 
     k_LBSHK: jax.Array
     v_LBSHK: jax.Array

@@ -1,4 +1,4 @@
-"""Hugging Face directories in and out: safetensors read slice by slice straight into sharded arrays, and written back."""
+"""Hugging Face directories: safetensors read slice by slice straight into sharded arrays, and written back."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from fiat_jax.errors import UserError
 from fiat_jax.models.decoder import DecoderConfig
@@ -56,7 +57,8 @@ class WeightFiles:
             except SafetensorError as error:
                 size = path.stat().st_size
                 raise UserError(f"{path} ({size} bytes) is cut short or damaged: {error}; fetch it again") from None
-            self._slices |= {name: handle.get_slice(name) for name in handle.keys()}
+            names = handle.keys()  # a handle is no mapping
+            self._slices |= {name: handle.get_slice(name) for name in names}
 
     def _paths(self) -> list[Path]:
         index = self.directory / INDEX
@@ -76,7 +78,7 @@ class WeightFiles:
         return {name: tuple(part.get_shape()) for name, part in self._slices.items()}
 
     def alias(self, name: str, other: str) -> None:
-        """Where `name` is absent and `other` is there, read it under `name`: a file may keep either of two tied ones."""
+        """Where `name` is absent and `other` is there, read it as `name`: a file may keep either of two tied ones."""
         if name not in self._slices and other in self._slices:
             self._slices[name] = self._slices.pop(other)
 
@@ -85,7 +87,7 @@ class WeightFiles:
         return self._slices[name][tuple(ranges)]
 
     def fingerprint(self) -> str:
-        """Return sha256 over names, shapes, dtypes and up to 64 values spread over each tensor: seconds for any size."""
+        """Return sha256 of names, shapes, dtypes and values spread over each tensor: seconds for any size."""
         digest = hashlib.sha256()
         for name in sorted(self._slices):
             part = self._slices[name]
@@ -175,7 +177,8 @@ def load_array(files: WeightFiles, tensor: Tensor, config, sharding, dtype, num_
     dims = tensor.ours.split()
     shape = ((num_layers,) if tensor.stacked else ()) + our_shape(tensor, size)
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # None is for arrays of no dimensions
         full = [slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True)]
         layers = full.pop(0) if tensor.stacked else slice(0, 1)
         wanted = dict(zip(dims, full, strict=True))
@@ -190,35 +193,26 @@ def load_array(files: WeightFiles, tensor: Tensor, config, sharding, dtype, num_
 def write_model(
     directory: str | Path, tensors: Iterator[tuple[str, np.ndarray]], hf_config: Mapping[str, Any], source: str | Path
 ) -> None:
-    """Write a Hugging Face directory shard by shard, never holding more than one shard; tokenizer files are copied."""
-    from safetensors.numpy import save_file
+    """Write a Hugging Face directory shard by shard, never holding more than one shard; tokenizer files are copied.
 
+    Every process goes through `tensors`, which gathers them; process 0 writes.
+    """
+    if jax.process_index() != 0:
+        for _ in tensors:
+            pass
+        return
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    shards: list[list[str]] = []
-    held: dict[str, np.ndarray] = {}
-    total = 0
-
-    def flush():
-        if held:
-            shards.append(list(held))
-            save_file(held, target / f"part-{len(shards)}.safetensors", metadata={"format": "pt"})
-            held.clear()
-
-    for name, array in tensors:
-        if sum(a.nbytes for a in held.values()) + array.nbytes > SHARD_BYTES:
-            flush()
-        held[name] = array
-        total += array.nbytes
-    flush()
+    shards = _write_shards(target, tensors)
     if len(shards) == 1:
         os.replace(target / "part-1.safetensors", target / "model.safetensors")
+        (target / INDEX).unlink(missing_ok=True)  # of a larger model that was here before
     else:
-        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-        for i, name in enumerate(names):
-            os.replace(target / f"part-{i + 1}.safetensors", target / name)
-        weight_map = {tensor: names[i] for i, shard in enumerate(shards) for tensor in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        for i, file in enumerate(files):
+            os.replace(target / f"part-{i + 1}.safetensors", target / file)
+        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        index = {"metadata": {"total_size": sum(sum(shard.values()) for shard in shards)}, "weight_map": weight_map}
         (target / INDEX).write_text(json.dumps(index, indent=2))
     (target / "config.json").write_text(json.dumps(dict(hf_config), indent=2))
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
@@ -226,7 +220,30 @@ def write_model(
             shutil.copyfile(Path(source) / name, target / name)
 
 
+def _write_shards(target: Path, tensors: Iterator[tuple[str, np.ndarray]]) -> list[dict[str, int]]:
+    """Write part-1.safetensors, part-2.safetensors, ...; return the bytes of each tensor by name, shard by shard."""
+    from safetensors.numpy import save_file
+
+    shards: list[dict[str, int]] = []
+    held: dict[str, np.ndarray] = {}
+
+    def flush():
+        if held:
+            shards.append({name: array.nbytes for name, array in held.items()})
+            save_file(held, target / f"part-{len(shards)}.safetensors", metadata={"format": "pt"})
+            held.clear()
+
+    for name, array in tensors:
+        if sum(a.nbytes for a in held.values()) + array.nbytes > SHARD_BYTES:
+            flush()
+        held[name] = array
+    flush()
+    return shards
+
+
 def host_array(array: jax.Array, dtype=None) -> np.ndarray:
-    """Return an array on this host, whatever its sharding."""
+    """Return a whole array on this host, whatever its sharding; every process must ask for it."""
     array = array if dtype is None else array.astype(jnp.dtype(dtype))
+    if not array.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     return np.asarray(jax.device_get(array))

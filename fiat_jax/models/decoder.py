@@ -124,8 +124,8 @@ class Decoder(nnx.Module):
     def __call__(self, tokens_BT, positions_BT, mask_BTS, *, cache=None, slots_BT=None, dropout_key=None):
         """Return hidden states (B, T, D) after the last norm, and the cache.
 
-        mask_BTS says which keys each query sees; without a cache S = T. With a cache (see `KVCache`) the keys of token t
-        are written to slot slots_BT[b, t] before they are attended, and S is the cache's length.
+        mask_BTS says which keys each query sees; without a cache S = T. With a cache (see `KVCache`) the keys of token
+        t are written to slot slots_BT[b, t] before they are attended, and S is the cache's length.
         """
         c, (B, T) = self.config, tokens_BT.shape
         rope_BTK = rope_tables(positions_BT, c.head_dim, c.rope_theta)

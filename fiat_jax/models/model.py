@@ -90,29 +90,29 @@ class Model:
         return trainable if self.lora is None else nnx.filter_state(self.frozen, Weight)
 
 
-def abstract_state(config: DecoderConfig, build: Build, mesh: Mesh, rules: ShardingRules) -> tuple[Any, nnx.State]:
+@functools.cache
+def abstract_state(config: DecoderConfig, build: Build, mesh: Mesh) -> tuple[Any, nnx.State]:
     """Return the graph definition and the shapes, dtypes and shardings of all variables, allocating nothing."""
     model = nnx.eval_shape(lambda: Decoder(config, build, nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
 
     def with_sharding(variable):
         value = variable.get_value()
-        sharding = named(mesh, rules, value.shape, variable.axes)
+        sharding = named(mesh, build.rules, value.shape, variable.axes)
         return variable.replace(jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding))
 
     return graphdef, jax.tree.map(with_sharding, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def _initialise(config: DecoderConfig, build: Build, abstract: nnx.State, kind, seed: int) -> nnx.State:
-    """Return fresh variables of one kind, made sharded; what is not asked for is not computed."""
-    wanted = nnx.filter_state(abstract, kind)
-    shardings = jax.tree.map(lambda x: x.sharding, wanted)
-    on_cpu = jax.tree.leaves(shardings)[0].mesh.devices.flat[0].platform == "cpu"
-    options = (
-        {"xla_backend_optimization_level": 1} if on_cpu else None
-    )  # it runs once, and LLVM's level 3 takes seconds
-    make = lambda: nnx.state(Decoder(config, build, nnx.Rngs(seed)), kind)  # noqa: E731
-    return jax.jit(make, out_shardings=shardings, compiler_options=options)()
+@functools.cache
+def _initialiser(config: DecoderConfig, build: Build, mesh: Mesh, kind):
+    """Return a compiled function from a seed to variables of one kind, made sharded; no others are computed."""
+    _, abstract = abstract_state(config, build, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, nnx.filter_state(abstract, kind))
+    # it runs once, and random bits at LLVM's usual level take seconds to compile
+    options = {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
+    make = lambda seed: nnx.state(Decoder(config, build, nnx.Rngs(jax.random.key(seed))), kind)  # noqa: E731
+    return jax.jit(make, out_shardings=shardings, compiler_options=options)
 
 
 def random_model(
@@ -129,8 +129,7 @@ def random_model(
     """Return a model of random weights, created sharded, never whole on one device."""
     slots = () if lora is None else resolve(lora, family.modules(config))
     build = Build(slots, "float32" if lora is None else dtype, remat, rules)
-    _, abstract = abstract_state(config, build, mesh, rules)
-    state = _initialise(config, build, abstract, nnx.Variable, seed)
+    state = _initialiser(config, build, mesh, nnx.Variable)(seed)
     return _assemble(config, family, mesh, dataclasses.replace(build, dtype=dtype), state, lora)
 
 
@@ -155,7 +154,7 @@ def load_model(
     check_tensors(files, family, config, config.num_layers)
     slots = () if lora is None else resolve(lora, family.modules(config))
     build = Build(slots, "float32" if lora is None else model.dtype, model.remat, rules)
-    _, abstract = abstract_state(config, build, mesh, rules)
+    _, abstract = abstract_state(config, build, mesh)
     tensors = {tensor.path: tensor for tensor in family.present(config)}
 
     loaded = []
@@ -166,8 +165,8 @@ def load_model(
         loaded.append((path, variable.replace(array)))
     state = nnx.from_flat_state(loaded)
     if lora is not None:
-        fresh = _initialise(config, build, abstract, (nnx.LoRAParam, LoraScale), seed)
-        state = nnx.merge_state(state, fresh)
+        fresh = _initialiser(config, build, mesh, (nnx.LoRAParam, LoraScale))
+        state = nnx.merge_state(state, fresh(seed))
     built = _assemble(config, family, mesh, dataclasses.replace(build, dtype=model.dtype), state, lora)
     return dataclasses.replace(built, directory=model.path, hf_config=hf_config, fingerprint=files.fingerprint())
 

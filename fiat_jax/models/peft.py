@@ -11,23 +11,22 @@ import numpy as np
 from flax import nnx
 
 from fiat_jax.errors import UserError
-from fiat_jax.models.checkpoints import host_array
+from fiat_jax.models.checkpoints import host_array, read_json
 from fiat_jax.models.families import Family
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import Model
 
 PREFIX = "base_model.model."
 WEIGHTS, CONFIG, PROVENANCE = "adapter_model.safetensors", "adapter_config.json", "fiat_adapter.json"
-REFUSED = {
-    "use_dora": (False, None),
-    "bias": ("none", None),
-    "modules_to_save": (None, []),
-    "layers_to_transform": (None, []),
-    "fan_in_fan_out": (False, None),
-    "trainable_token_indices": (None, []),
-    "target_parameters": (None, []),
-    "use_qalora": (False, None),
+# what we follow, and what says nothing about the adapter's arithmetic once its tensors are there
+FOLLOWED = {"r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "peft_type"}
+HARMLESS = {
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "inference_mode", "task_type"),
+    *("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "megatron_core", "runtime_config"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
 }
+NEUTRAL = (None, False, "none", [], {})  # values that switch an option off
+OWN_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # initialisations that change the base's weights too
 
 
 def save_adapter(model: Model, directory: str | Path, trainable: nnx.State | None = None) -> None:
@@ -96,20 +95,12 @@ def read_lora_config(directory: str | Path, family: Family, config) -> LoraConfi
     path = Path(directory) / CONFIG
     if not path.exists():
         raise UserError(f"{directory} has no {CONFIG}; an adapter is a directory as peft writes it")
-    theirs = json.loads(path.read_text("utf-8"))
+    theirs = read_json(path)
     if theirs.get("peft_type") != "LORA":
         raise UserError(f"{path} is of type {theirs.get('peft_type')!r}; we read LORA adapters")
-    for key, allowed in REFUSED.items():
-        if key in theirs and theirs[key] not in allowed:
-            raise UserError(f"{path} has {key} = {theirs[key]!r}, which we do not read; merge it with peft first")
+    _refuse_options(theirs, path)
     known = {path for stack in family.modules(config).values() for path in stack}
-    names = [name.removeprefix(PREFIX) for name in _tensors(directory)]
-    adapted = tuple(dict.fromkeys(name.rsplit(".lora_", 1)[0] for name in names))
-    foreign = [name for name in adapted if name not in known]
-    if foreign:
-        more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
-        ends = sorted({path.rsplit(".", 1)[-1] for path in known})
-        raise UserError(f"{directory} adapts {foreign[0]}{more}, which this model lacks; it has {', '.join(ends)}")
+    adapted = _adapted(directory, known)
     return LoraConfig(
         rank=theirs["r"],
         alpha=theirs["lora_alpha"],
@@ -119,6 +110,31 @@ def read_lora_config(directory: str | Path, family: Family, config) -> LoraConfi
         rank_pattern=theirs.get("rank_pattern") or {},
         alpha_pattern=theirs.get("alpha_pattern") or {},
     )
+
+
+def _refuse_options(theirs: Mapping[str, Any], path: Path) -> None:
+    for key, value in theirs.items():
+        changes_base = key == "init_lora_weights" and isinstance(value, str) and value.startswith(OWN_BASE)
+        known = key in FOLLOWED or key in HARMLESS or value in NEUTRAL or key == "init_lora_weights"
+        if changes_base or not known:
+            raise UserError(f"{path} has {key} = {value!r}, which we do not read; merge it with peft first")
+
+
+def _adapted(directory: str | Path, known: set[str]) -> tuple[str, ...]:
+    """Return the layers that an adapter's tensors belong to, each of which has its two."""
+    names = [name.removeprefix(PREFIX) for name in _tensors(directory)]
+    adapted = tuple(dict.fromkeys(name.rsplit(".lora_", 1)[0] for name in names))
+    foreign = [name for name in adapted if name not in known]
+    if foreign:
+        more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
+        ends = sorted({path.rsplit(".", 1)[-1] for path in known})
+        raise UserError(f"{directory} adapts {foreign[0]}{more}, which this model lacks; it has {', '.join(ends)}")
+    wanted = {f"{path}.lora_{part}.weight" for path in adapted for part in "AB"}
+    problems = [f"missing {name}" for name in sorted(wanted - set(names))]
+    problems += [f"extra {name}" for name in sorted(set(names) - wanted)]
+    if problems:
+        raise UserError(f"{directory}: the tensors are not those of a LoRA adapter: {', '.join(problems)}")
+    return adapted
 
 
 def _tensors(directory: str | Path) -> dict[str, np.ndarray]:
@@ -146,6 +162,11 @@ def load_adapter(model: Model, directory: str | Path) -> nnx.State:
     tensors = {name.removeprefix(PREFIX): array for name, array in _tensors(directory).items()}
     modules, loaded = model.family.modules(model.config), []
     slots = dict(model.build.slots)
+    wanted = {path for name, slot in slots.items() for path, r in zip(modules[name], slot.ranks, strict=True) if r}
+    found = {name.rsplit(".lora_", 1)[0] for name in tensors}
+    if wanted != found:
+        differ = ", ".join(sorted(wanted ^ found))
+        raise UserError(f"{directory} and this model do not adapt the same layers; they differ in {differ}")
     for path, variable in nnx.to_flat_state(model.trainable):
         _, name, part = map(str, path)
         value, slot = variable.get_value(), slots[name]
@@ -173,7 +194,7 @@ def load_adapter(model: Model, directory: str | Path) -> nnx.State:
 
 def _check_base(model: Model, directory: Path) -> None:
     path = directory / PROVENANCE
-    known: Mapping[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    known: Mapping[str, str] = read_json(path) if path.exists() else {}
     made_for = known.get("base_fingerprint", "")
     if made_for and model.fingerprint and made_for != model.fingerprint:
         raise UserError(

@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from fiat_jax.errors import UserError, did_you_mean
 from fiat_jax.prompts.extract import last_number
-from fiat_jax.prompts.fields import SourceRow, label_text
+from fiat_jax.prompts.fields import Row, SourceRow, label_text
 from fiat_jax.tasks.readers import read_source
 
-Row = dict[str, Any]
 Kind = Literal["label", "choice", "number", "text"]
 KINDS = ("label", "choice", "number", "text")
 LINE = "line"

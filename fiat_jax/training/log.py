@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,30 +24,37 @@ class Listener(Protocol):
 
 
 class TrainLog:
-    """Collects the metrics of steps without waiting for them, and writes and tells them a few at a time."""
+    """Collects the metrics of steps without waiting for them, and writes and tells them a few at a time.
+
+    `tokens` and `seconds` are those of all steps of the run, also of the steps before it was interrupted.
+    """
 
     def __init__(self, path: Path | None, listeners: Sequence[Listener]):
         self._path, self._listeners = path, listeners
-        self._pending: list[tuple[int, int, Mapping[str, jax.Array]]] = []
-        self._started = time.perf_counter()
+        self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
+        self._since = time.perf_counter()
         self.tokens, self.seconds = 0, 0.0
 
-    def begin(self, step: int, num_steps: int) -> None:
-        """Forget what a killed run wrote of steps that are now run again."""
+    def begin(self, step: int, num_steps: int, evaluated: Collection[int] = ()) -> "TrainLog":
+        """Begin at `step`, forgetting what a killed run wrote of steps and evaluations that will be done again."""
         if self._path is not None and self._path.exists():
-            kept = [line for line in _whole_lines(self._path) if line["step"] < step or "evaluation" in line]
-            kept = [line for line in kept if line["step"] <= step]
-            text = "".join(json.dumps(line) + "\n" for line in kept)
+            lines = _whole_lines(self._path)
+            kept = [
+                line for line in lines if (line["step"] in evaluated if "evaluation" in line else line["step"] < step)
+            ]
             temporary = self._path.with_suffix(".tmp")
-            temporary.write_text(text)
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
             temporary.replace(self._path)
+            self.tokens = sum(line.get("tokens", 0) for line in kept)
+            self.seconds = sum(line.get("seconds", 0.0) for line in kept)
         for listener in self._listeners:
             listener.begin(step, num_steps)
-        self._started = time.perf_counter()
+        self._since = time.perf_counter()
+        return self
 
-    def stepped(self, step: int, batch: Mapping[str, np.ndarray], metrics: Mapping[str, jax.Array]) -> None:
+    def stepped(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Note a step whose metrics may still be computed."""
-        self._pending.append((step, int(np.count_nonzero(batch["segments"])), metrics))
+        self._pending.append((step, metrics))
         if len(self._pending) >= FLUSH_EVERY:
             self.flush()
 
@@ -56,31 +63,26 @@ class TrainLog:
         if not self._pending:
             return
         pending, self._pending = self._pending, []
-        read = [(step, tokens, {k: float(v) for k, v in metrics.items()}) for step, tokens, metrics in pending]
+        read = [(step, {name: value.item() for name, value in metrics.items()}) for step, metrics in pending]
         now = time.perf_counter()
-        seconds, self._started = (now - self._started) / len(read), now
-        for step, tokens, metrics in read:
-            if not np.isfinite(metrics["loss"]):
-                raise UserError(
-                    f"the loss of step {step} is {metrics['loss']}: training diverged. Lower the learning rate or clip "
-                    "gradients; the checkpoint before it is kept"
-                )
-            self.tokens += tokens
+        seconds, self._since = (now - self._since) / len(read), now
+        for step, metrics in read:
+            _check_finite(step, metrics)
+            self.tokens += metrics["tokens"]
             self.seconds += seconds
-            told = {**metrics, "tokens_per_second": tokens / seconds}
-            self._write({"step": step, **metrics, "tokens": tokens})
+            self._write({"step": step, **metrics, "seconds": round(seconds, 6)})
             for listener in self._listeners:
-                listener.stepped(step, told)
+                listener.stepped(step, {**metrics, "seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds})
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Note an evaluation; the time it took is not that of a step."""
         self._write({"step": step, "evaluation": dict(metrics)})
         for listener in self._listeners:
             listener.evaluated(step, metrics)
-        self._started = time.perf_counter()
+        self._since = time.perf_counter()
 
-    def end(self) -> None:
-        """Tell everybody that the run ended."""
+    def close(self) -> None:
+        """Tell everybody that the run ended, well or not."""
         for listener in self._listeners:
             listener.end()
 
@@ -99,3 +101,12 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def _check_finite(step: int, metrics: Mapping[str, float]) -> None:
+    for name, words in (("loss", "loss"), ("grad_norm", "gradient's norm")):
+        if not np.isfinite(metrics[name]):
+            raise UserError(
+                f"the {words} of step {step} is {metrics[name]}: training diverged. Lower the learning rate or clip "
+                "gradients; the checkpoint before it is kept"
+            )

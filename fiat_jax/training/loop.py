@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fiat_jax.checkpoint import Checkpoints
-from fiat_jax.distributed import is_main
+from fiat_jax.distributed import any_process, is_main
 from fiat_jax.errors import Interrupted, UserError
 from fiat_jax.models.model import Model
 from fiat_jax.sharding import check_batch
@@ -24,6 +24,8 @@ from fiat_jax.training.step import TrainState, train_step
 
 # trained parameters → metric → value; the loop does not know what is measured
 Evaluator = Callable[[Any], Mapping[str, float]]
+
+ASK_EVERY = 10  # steps after which several processes ask each other for signals; asking waits for the devices
 
 
 class Batches(Protocol):
@@ -59,6 +61,10 @@ class History:
         """The evaluation to keep; that before the first step counts only where there is no other."""
         trained = [e for e in self.evaluations if e.step > 0] or list(self.evaluations)
         return max(trained, key=lambda e: e.metrics[self.select])
+
+    def evaluated(self, step: int) -> bool:
+        """Whether there was an evaluation after so many steps."""
+        return any(e.step == step for e in self.evaluations)
 
     def stale(self, patience: int) -> bool:
         """Whether the last `patience` evaluations brought nothing better."""
@@ -109,10 +115,10 @@ def train(
     run = _Run(model, config, num_steps, Path(workdir), {**(facts or {}), "base": model.fingerprint})
     step, history = run.restore(History(select))
     log = TrainLog(run.workdir / "train_log.jsonl" if is_main() else None, listeners)
-    log.begin(step, num_steps)
-    with contextlib.closing(run), Signals() as signals:
+    begun = log.begin(step, num_steps, [e.step for e in history.evaluations])
+    with contextlib.closing(run), contextlib.closing(begun), Signals() as signals:
         while not history.stale(config.patience):
-            if step in evaluate_at and all(e.step != step for e in history.evaluations):
+            if step in evaluate_at and not history.evaluated(step):
                 log.flush()
                 history = history.add(Evaluation(step, dict(evaluate(run.state.trainable))))
                 log.evaluated(step, history.evaluations[-1].metrics)
@@ -122,19 +128,27 @@ def train(
                 continue
             if step == num_steps:
                 break
-            if signals.received or (config.checkpoint_every and step and step % config.checkpoint_every == 0):
+            stop = _asked_to_stop(signals, step)
+            if stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
                 log.flush()
                 run.save(step, history)
-            if signals.received:
+            if stop:
                 raise Interrupted(step, num_steps)
             batch = batches.local(step, jax.process_index(), jax.process_count())
             run.state, metrics = run.step(run.state, model.frozen, run.to_devices(batch))
-            log.stepped(step, batch, metrics)
+            log.stepped(step, metrics)
             step += 1
         log.flush()
         best = run.restore_best(history.best.step)
-    log.end()
+        if any_process(signals.received):  # it came too late for this run, and the caller may have others to do
+            raise Interrupted(step, num_steps)
     return Trained(best, history, step, log.tokens, log.seconds)
+
+
+def _asked_to_stop(signals: Signals, step: int) -> bool:
+    if jax.process_count() == 1:
+        return signals.received
+    return step % ASK_EVERY == 0 and any_process(signals.received)
 
 
 def _evaluation_steps(batches: Batches, every: int, epochs: int) -> frozenset[int]:
@@ -150,7 +164,9 @@ class _Run:
     def __init__(self, model: Model, config: TrainConfig, num_steps: int, workdir: Path, facts: Mapping[str, Any]):
         self.workdir, self._facts = workdir, dict(facts)
         self._latest = Checkpoints(workdir / "checkpoints" / "latest")
-        self._best = Checkpoints(workdir / "checkpoints" / "best")
+        # two: a kill may come after a better one is saved, and before the history that calls it so
+        self._best = Checkpoints(workdir / "checkpoints" / "best", keep=2)
+        self._saved = -1
         self._batch_sharding = NamedSharding(model.mesh, PartitionSpec(model.build.rules.batch))
         optimizer = config.optimizer.build(num_steps)
         dropout = any(slot.dropout for _, slot in model.build.slots)
@@ -179,7 +195,10 @@ class _Run:
         }
 
     def save(self, step: int, history: History) -> None:
-        """Save what a later process needs to go on from here."""
+        """Save what a later process needs to go on from here, unless that is done."""
+        if step == self._saved:
+            return
+        self._saved = step
         self._best.wait()  # the best of this history must be there before it is called so
         evaluations = [[e.step, dict(e.metrics)] for e in history.evaluations]
         self._latest.save(step, self.state, {"run": self._facts, "evaluations": evaluations})
@@ -201,7 +220,7 @@ class _Run:
                 f"{self.workdir} holds a checkpoint of another run: {', '.join(differ)} differ. "
                 "Use another working directory, or remove this one to start anew"
             )
-        self.state = self._latest.restore(step, self.state)
+        self.state, self._saved = self._latest.restore(step, self.state), step
         history = dataclasses.replace(history, evaluations=tuple(Evaluation(s, m) for s, m in facts["evaluations"]))
         self._best.delete_after(step)
         return step, history

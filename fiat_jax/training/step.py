@@ -59,5 +59,6 @@ def train_step(
     grads = jax.tree.map(lambda g: g / targets, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    metrics = {"loss": loss / targets, "grad_norm": optax.tree.norm(grads)}
+    tokens = jnp.count_nonzero(batch["segments"])  # padding has segment 0
+    metrics = {"loss": loss / targets, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
     return TrainState(state.step + 1, trainable, opt_state), metrics

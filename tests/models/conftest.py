@@ -58,15 +58,15 @@ def write_checkpoint(tmp_path_factory):
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        sizes = dict(
-            vocab_size=40,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-        )
+        sizes = {
+            "vocab_size": 40,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+        }
         model = LlamaForCausalLM(LlamaConfig(**(sizes | options)))
         generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():

@@ -113,7 +113,7 @@ def test_one_error_lists_all_tensors_that_are_missing_extra_or_misshapen(change,
 
 def test_a_layer_more_than_the_config_says_is_extra(change, one_device):
     directory = change(model__layers__3__mlp__up_proj__weight=np.zeros((24, 16), np.float32))
-    with pytest.raises(UserError, match="extra model.layers.3.mlp.up_proj.weight"):
+    with pytest.raises(UserError, match=r"extra model\.layers\.3\.mlp\.up_proj\.weight"):
         load_model(ModelConfig(str(directory)), one_device)
 
 

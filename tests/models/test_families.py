@@ -12,16 +12,17 @@ from fiat_jax.models.families import family_of
 from fiat_jax.models.model import ModelConfig, load_model, logits
 
 OPTIONS = {
-    "grouped heads, tied head": dict(tie_word_embeddings=True),
-    "a key head for every query head": dict(num_key_value_heads=4),
-    "one key head, heads wider than their share": dict(num_key_value_heads=1, head_dim=10),
-    "another base of positions, another epsilon": dict(
-        rope_parameters={"rope_type": "default", "rope_theta": 123.0}, rms_norm_eps=0.1
-    ),
-    "shards": dict(max_shard_size="8KB"),
-    "shards, tied head": dict(max_shard_size="8KB", tie_word_embeddings=True),
-    "a bfloat16 file": dict(dtype="bfloat16"),
-    "a float16 file": dict(dtype="float16"),
+    "grouped heads, tied head": {"tie_word_embeddings": True},
+    "a key head for every query head": {"num_key_value_heads": 4},
+    "one key head, heads wider than their share": {"num_key_value_heads": 1, "head_dim": 10},
+    "another base of positions, another epsilon": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 123.0},
+        "rms_norm_eps": 0.1,
+    },
+    "shards": {"max_shard_size": "8KB"},
+    "shards, tied head": {"max_shard_size": "8KB", "tie_word_embeddings": True},
+    "a bfloat16 file": {"dtype": "bfloat16"},
+    "a float16 file": {"dtype": "float16"},
 }
 
 
@@ -78,16 +79,16 @@ def test_what_an_old_config_leaves_out_is_what_transformers_takes(rewrite, refer
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        (dict(architectures=["LamaForCausalLM"]), "LamaForCausalLM.*Did you mean 'LlamaForCausalLM'"),
-        (dict(architectures=None), "names architecture none"),
-        (dict(hidden_act="gelu"), "hidden_act 'gelu'.*'silu'"),
-        (dict(attention_bias=True), "attention_bias True"),
-        (dict(mlp_bias=True), "mlp_bias True"),
-        (dict(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}), "rope type 'llama3'"),
-        (dict(rope_parameters=None, rope_scaling={"type": "linear", "factor": 2.0}), "rope type 'linear'"),
-        (dict(quantization_config={"quant_method": "gptq"}), "quantization_config"),
-        (dict(num_key_value_heads=3), "4 attention heads are no multiple of 3"),
-        (dict(hidden_size=None), "lacks 'hidden_size'"),
+        ({"architectures": ["LamaForCausalLM"]}, "LamaForCausalLM.*Did you mean 'LlamaForCausalLM'"),
+        ({"architectures": None}, "names architecture none"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'.*'silu'"),
+        ({"attention_bias": True}, "attention_bias True"),
+        ({"mlp_bias": True}, "mlp_bias True"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "rope type 'llama3'"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"num_key_value_heads": 3}, "4 attention heads are no multiple of 3"),
+        ({"hidden_size": None}, "lacks 'hidden_size'"),
     ],
 )
 def test_a_config_that_we_cannot_follow_is_refused(entries, said, rewrite, one_device):

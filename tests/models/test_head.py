@@ -98,7 +98,9 @@ def test_bfloat16_states_give_a_float32_loss_and_gradients_of_their_own_dtype(ar
     x_BMD, head_VD = jnp.bfloat16(x_BMD), jnp.bfloat16(head_VD)
     loss, grads = jax.value_and_grad(cross_entropy, argnums=(0, 1))(x_BMD, head_VD, *rest)
     assert (loss.dtype, grads[0].dtype, grads[1].dtype) == (jnp.float32, jnp.bfloat16, jnp.bfloat16)
-    np.testing.assert_allclose(loss, reference(x_BMD.astype(jnp.float32), head_VD.astype(jnp.float32), *rest), rtol=2e-3)
+    np.testing.assert_allclose(
+        loss, reference(x_BMD.astype(jnp.float32), head_VD.astype(jnp.float32), *rest), rtol=2e-3
+    )
 
 
 @pytest.mark.parametrize(("positions", "count"), [(16, 4), (12, 3), (7, 7), (4, 1), (1, 1)])

@@ -1,0 +1,122 @@
+"""A training run of seconds on generated examples: for tests, and as a program for what takes processes of its own."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fiat_jax.data.batches import TrainBatches
+from fiat_jax.data.examples import Example, Examples
+from fiat_jax.distributed import initialize
+from fiat_jax.errors import Interrupted
+from fiat_jax.models.decoder import DecoderConfig
+from fiat_jax.models.lora import LoraConfig
+from fiat_jax.models.model import Model, random_model
+from fiat_jax.sharding import MeshConfig
+from fiat_jax.training.config import TrainConfig
+from fiat_jax.training.loop import train
+from fiat_jax.training.optimizer import OptimizerConfig
+
+TINY = DecoderConfig(
+    vocab_size=48,
+    width=16,
+    num_layers=2,
+    num_kv_heads=4,
+    queries_per_kv_head=2,
+    head_dim=8,
+    mlp_width=32,
+    max_length=32,
+    tied_head=True,
+)
+LORA = LoraConfig(rank=4, alpha=8.0)
+CONFIG = TrainConfig(
+    epochs=3, batch_rows=8, row_length=24, checkpoint_every=5, optimizer=OptimizerConfig(learning_rate=1e-2)
+)
+
+
+def tiny_examples(count: int = 128, seed: int = 0) -> Examples:
+    """Examples of 3 to 12 tokens whose targets have 1 to 5."""
+    rng = np.random.default_rng(seed)
+
+    def ids(low: int, high: int) -> np.ndarray:
+        return rng.integers(0, TINY.vocab_size, rng.integers(low, high + 1)).astype(np.int32)
+
+    return Examples.of(Example(f"row {n}", "und", ids(3, 12), ids(1, 5)) for n in range(count))
+
+
+def tiny_model(mesh: MeshConfig | None = None, *, lora: LoraConfig | None = LORA, seed: int = 0, **options) -> Model:
+    """A random model, on one device where no mesh is given; its weights are large enough for every path to matter."""
+    built = MeshConfig(1, 1, 1).build(jax.devices()[:1]) if mesh is None else mesh.build()
+    with jax.set_mesh(built):
+        model = random_model(options.pop("config", TINY), built, lora=lora, seed=seed, **options)
+        louder = jax.jit(lambda tree: jax.tree.map(lambda x: x * 10 if x.ndim > 1 else x, tree))
+        grown = {"frozen": louder(model.frozen)} if lora else {"trainable": louder(model.trainable)}
+    return Model(**{**vars(model), "fingerprint": "tiny", **grown})
+
+
+class Watched:
+    """Batches that call `at_step` before they give the batch of a step."""
+
+    def __init__(self, batches: TrainBatches, at_step=lambda step: None):
+        self.batches, self.at_step = batches, at_step
+
+    def num_steps(self, epochs: int) -> int:
+        return self.batches.num_steps(epochs)
+
+    def local(self, step: int, process_index: int, process_count: int):
+        self.at_step(step)
+        return self.batches.local(step, process_index, process_count)
+
+
+def tiny_batches(config: TrainConfig = CONFIG, at_step=lambda step: None, count: int = 128) -> Watched:
+    """The batches of the tiny examples."""
+    return Watched(TrainBatches(tiny_examples(count), config.row_length, config.batch_rows, config.seed), at_step)
+
+
+def likelihood(model: Model, at_evaluation=lambda: None):
+    """An evaluator: the mean log-likelihood of a few examples' targets."""
+    batch = TrainBatches(tiny_examples(16, seed=1), CONFIG.row_length, CONFIG.batch_rows, 0).batch(0)
+    loss = jax.jit(model.loss)
+
+    def evaluate(trainable):
+        at_evaluation()
+        return {"likelihood": -float(loss(trainable, model.frozen, batch)) / float(batch["weights"].sum())}
+
+    return evaluate
+
+
+def main() -> int:
+    """Train in a workdir, ending with a signal to itself at a step or evaluation; print the best evaluation."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--kill_at", type=int, default=-1, help="SIGKILL before this step")
+    parser.add_argument("--kill_evaluation", type=int, default=-1, help="SIGKILL in this evaluation of the process")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds before every step")
+    args = parser.parse_args()
+    initialize()
+    evaluations = iter(range(1000))
+
+    def die_if(now: bool) -> None:
+        if now:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    mesh = MeshConfig()
+    with jax.set_mesh(mesh.build()):
+        model = tiny_model(mesh)
+        evaluate = likelihood(model, lambda: die_if(next(evaluations) == args.kill_evaluation))
+        batches = tiny_batches(at_step=lambda step: die_if(step == args.kill_at) or time.sleep(args.pause))
+        try:
+            done = train(model, batches, CONFIG, args.workdir, evaluate=evaluate, select="likelihood")
+        except Interrupted:
+            return 75
+    print("best", done.history.best)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

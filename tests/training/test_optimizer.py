@@ -1,0 +1,98 @@
+"""Schedules, clipping, decay and LoRA+, by value."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.tiny_run import tiny_model
+
+from fiat_jax.errors import UserError
+from fiat_jax.training.optimizer import OptimizerConfig
+
+
+def rates(num_steps: int = 10, **options) -> list[float]:
+    schedule = OptimizerConfig(learning_rate=2.0, **options).learning_rates(num_steps)
+    return [float(schedule(step)) for step in range(num_steps)]
+
+
+def updates(config: OptimizerConfig, params, grads, steps: int = 1):
+    optimizer = config.build(10)
+    state = optimizer.init(params)
+    for _ in range(steps):
+        found, state = optimizer.update(grads, state, params)
+    return found
+
+
+def named(tree):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def test_warm_up_rises_evenly_to_the_peak_and_constant_stays_there():
+    np.testing.assert_allclose(rates(warmup=0.4, schedule="constant"), [0.5, 1.0, 1.5, 2.0, *[2.0] * 6], rtol=1e-6)
+
+
+def test_linear_falls_evenly_towards_zero():
+    np.testing.assert_allclose(rates(warmup=0.0, schedule="linear"), np.linspace(2.0, 0.0, 11)[:10], rtol=1e-6)
+    np.testing.assert_allclose(rates(warmup=0.2, schedule="linear")[2:], np.linspace(2.0, 0.0, 9)[:8], rtol=1e-6)
+
+
+def test_cosine_falls_as_half_a_wave():
+    want = [1 + np.cos(np.pi * step / 8) for step in range(8)]
+    np.testing.assert_allclose(rates(warmup=0.2, schedule="cosine"), [1.0, 2.0, *want], rtol=1e-6)
+
+
+def test_every_step_of_a_run_learns():
+    for schedule in ("cosine", "linear", "constant"):
+        assert all(rate > 0 for rate in rates(schedule=schedule))
+    assert rates(num_steps=1, warmup=0.5) == [2.0]
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    params, grads = {"w": jnp.ones(4)}, {"w": jnp.full(4, 50.0)}
+    clipped = OptimizerConfig(clip_norm=2.0).build(10).init(params)
+    optimizer = OptimizerConfig(clip_norm=2.0).build(10)
+    _, state = optimizer.update(grads, clipped, params)
+    first_moment = next(leaf for name, leaf in named(state).items() if "mu" in name)
+    np.testing.assert_allclose(jnp.linalg.norm(first_moment), 0.1 * 2.0, rtol=1e-5)  # 1 - b1 of a gradient of norm 2
+    _, state = OptimizerConfig(clip_norm=0.0).build(10).update(grads, clipped, params)
+    first_moment = next(leaf for name, leaf in named(state).items() if "mu" in name)
+    np.testing.assert_allclose(first_moment, 5.0, rtol=1e-5)
+
+
+def test_weight_decay_shrinks_matrices_and_leaves_the_gains_of_norms_alone():
+    model = tiny_model(lora=None)
+    params = jax.tree.map(jnp.ones_like, model.trainable)
+    config = OptimizerConfig(learning_rate=0.5, weight_decay=0.1, warmup=0.0)
+    found = named(updates(config, params, jax.tree.map(jnp.zeros_like, params)))
+    gains = {name for name in found if "gain" in name}
+    assert len(gains) == 3
+    for name, update in found.items():
+        np.testing.assert_allclose(update, 0.0 if name in gains else -0.05, atol=1e-7, err_msg=name)
+
+
+def test_lora_plus_multiplies_the_update_of_b_alone():
+    model = tiny_model()
+    params = jax.tree.map(jnp.ones_like, model.trainable)
+    plain, faster = (named(updates(OptimizerConfig(lora_plus_ratio=r), params, params)) for r in (1.0, 16.0))
+    ratios = {name: float(jnp.mean(faster[name] / plain[name])) for name in plain}
+    b = {name: ratio for name, ratio in ratios.items() if ".b" in name}
+    assert len(b) == len(ratios) / 2
+    np.testing.assert_allclose(list(b.values()), 16.0, rtol=1e-5)
+    np.testing.assert_allclose([ratio for name, ratio in ratios.items() if name not in b], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"schedule": "cosin"}, "schedule is 'cosin'.*Did you mean 'cosine'"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
+        ({"warmup": 1.0}, "warmup is a share"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
+        OptimizerConfig(**wrong)
