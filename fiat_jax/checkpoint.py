@@ -22,7 +22,8 @@ class Checkpoints:
             max_to_keep=keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
         self._directory = Path(directory).absolute()
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        handlers = {"tree": ocp.PyTreeCheckpointHandler(), "facts": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def save(self, step: int, tree: Any, facts: Mapping[str, Any]) -> None:
         """Save in the background, after any save before it.

@@ -117,7 +117,7 @@ def _forgiving(binding: str) -> str:
     if not separator:
         raise UserError(f"--gin.{binding}: expected --gin.NAME=VALUE")
     try:
-        ast.literal_eval(value)
+        value = repr(ast.literal_eval(value))  # 30,0 is a tuple to Python, and is one to gin in brackets
     except (ValueError, SyntaxError):
         if "%" not in value and not value.startswith("@"):
             value = repr(value)

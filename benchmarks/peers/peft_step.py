@@ -1,4 +1,4 @@
-"""LoRA steps of torch + transformers + peft on random tokens; prints one JSON object. Runs in an environment of its own."""
+"""LoRA steps of torch + transformers + peft on random tokens, in an environment of its own; prints one JSON object."""
 
 import argparse
 import json

@@ -17,7 +17,7 @@ from fiat_jax.data.examples import Example, Examples
 from fiat_jax.experiments.progress import listeners_for
 from fiat_jax.models.checkpoints import write_model
 from fiat_jax.models.decoder import DecoderConfig
-from fiat_jax.models.model import random_model, their_tensors
+from fiat_jax.models.model import Model, random_model, their_tensors
 from fiat_jax.prompts.tokenizer import Tokenizer
 from fiat_jax.sharding import MeshConfig
 from fiat_jax.training.config import TrainConfig
@@ -25,7 +25,7 @@ from fiat_jax.training.loop import train
 from fiat_jax.training.optimizer import OptimizerConfig
 
 BOS, EOS = "<s>", "</s>"
-HELD_OUT = 100  # pages that the loss is measured on
+HELD_OUT = 100  # pages that are not trained on: the best weights are chosen by them
 PRETRAINING = TrainConfig(epochs=4, batch_rows=8, row_length=128, optimizer=OptimizerConfig(learning_rate=4e-3))
 
 
@@ -67,10 +67,26 @@ def make_theta_tau(
         max_length=config.max_length,
         tied_head=True,
     )
+    model = _pretrain(decoder, config.train, pages, tokenizer, mesh, pieces, console)
+    write_model(scratch, their_tensors(model, model.weights()), _hf_config(decoder, tokenizer), pieces)
+    shutil.rmtree(pieces)
+    os.replace(scratch, path)
+
+
+def _pretrain(
+    decoder: DecoderConfig,
+    config: TrainConfig,
+    pages: Sequence[str],
+    tokenizer: Tokenizer,
+    mesh: MeshConfig,
+    workdir: Path,
+    console: Console,
+) -> Model:
+    """Return a model trained on all but the first pages, with the weights that those pages like best."""
+    held, seen = (_batches(part, tokenizer, config) for part in (pages[:HELD_OUT], pages[HELD_OUT:]))
     built = mesh.build()
     with jax.set_mesh(built):
-        model = random_model(decoder, built, seed=config.train.seed)
-        held, seen = (_batches(part, tokenizer, config.train) for part in (pages[:HELD_OUT], pages[HELD_OUT:]))
+        model = random_model(decoder, built, seed=config.seed)
         loss = jax.jit(model.loss)
 
         def evaluate(trainable) -> dict[str, float]:
@@ -81,17 +97,14 @@ def make_theta_tau(
         trained = train(
             model,
             seen,
-            config.train,
-            pieces,
+            config,
+            workdir,
             evaluate=evaluate,
             select="log_likelihood",
             facts={"tokenizer": tokenizer.fingerprint},
-            listeners=listeners_for(pieces, "pretraining of θ_τ", console),
+            listeners=listeners_for(workdir, "pretraining of θ_τ", console),
         )
-        weights = model.weights(trained.trainable)
-        write_model(scratch, their_tensors(model, weights), _hf_config(decoder, tokenizer), pieces)
-    shutil.rmtree(pieces)
-    os.replace(scratch, path)
+    return dataclasses.replace(model, trainable=trained.trainable)
 
 
 def _batches(pages: Sequence[str], tokenizer: Tokenizer, config: TrainConfig) -> TrainBatches:

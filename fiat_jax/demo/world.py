@@ -52,7 +52,7 @@ FACTS = (  # how English tells of a home and a weather
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """Which world, how many rows of each split and pages of stories are drawn from it, and how many creatures a split has."""
+    """Which world, how many rows of each split and pages of stories, and how many creatures each of these meets."""
 
     seed: int = 0
     train: int = 1400

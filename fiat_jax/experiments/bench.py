@@ -128,4 +128,9 @@ def _check_theta_tau(run: Run) -> tuple[Tokenizer, str]:
             f"{config.vocab_size} tokens: they are not of one checkpoint"
         )
     resolve(run.lora, family.modules(config))
+    if run.prompts.max_length > config.max_length:
+        raise UserError(
+            f"Prompts.max_length is {run.prompts.max_length}, but the model in {path} reads {config.max_length} tokens at "
+            f"the most (max_position_embeddings): give --gin.Prompts.max_length={config.max_length} or less"
+        )
     return tokenizer, files.fingerprint()

@@ -56,16 +56,18 @@ def read_reasons(task: Task, rows: Sequence[Row], where: Reasoning) -> Reasons:
         )
     key = store.resolve(where.set)
     provenance = store.provenance(key)
-    joined = join(task, rows, store, key, command=_command(where, provenance))
+    joined = join(task, rows, store, key, command=_command(task, where, provenance))
     name = " ".join(str(provenance.model[part]) for part in ("name", "revision") if provenance.model.get(part))
     return Reasons(joined.reasoning, key, name, frozenset(joined.excluded))
 
 
-def _command(where: Reasoning, provenance: Provenance) -> str:
-    """Return the command that adds rows to a set."""
+def _command(task: Task, where: Reasoning, provenance: Provenance) -> str:
+    """Return the command that adds a task's rows to a set."""
+    settings: dict[str, object] = {"Reasoning.store": where.store, "Task.splits": dict(task.splits)}
     if provenance.source == "generated":
-        return f"fiat reason --backend=openai --gin.Reasoning.store={shlex.quote(where.store)} --gin_file=..."
-    settings = {"Reasoning.store": where.store, "Import.model": provenance.model.get("name")}
+        flags = [f"--gin.{name}={shlex.quote(str(value))}" for name, value in settings.items()]
+        return " ".join(["fiat reason --backend=openai", *flags, "--gin_file=..."])
+    settings |= {"Import.model": provenance.model.get("name")}
     settings |= {"Import.revision": provenance.model.get("revision")}
     settings |= {f"Import.{field}": provenance.mapping.get(field) for field in ("rationale", "answer")}
     flags = [f"--gin.{name}={shlex.quote(str(value))}" for name, value in settings.items() if value]

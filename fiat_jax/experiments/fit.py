@@ -81,7 +81,7 @@ def fit(
                 where,
                 evaluate=lambda trainable: selection.measure(trainable, run.prompts.max_new_tokens),
                 select=metric,
-                facts={**job.facts, "Optimizer.learning_rate": rate},
+                facts=job.facts,
                 listeners=listeners(where),
             )
 

@@ -61,7 +61,10 @@ def draft(source: str | Path, directory: str | Path, *, answer: str | None = Non
         splits |= {split: str(path.with_stem(split)) for split in SPLITS if path.with_stem(split).exists()}
     name = re.sub(r"\W+", "_", name).strip("_") or "task"
     root = Path(directory)
-    texts = {root / f"{name}.gin": _gin(name, guess, splits), root / f"{name}.yaml": _yaml(name, guess)}
+    texts = {
+        root / f"{name}.gin": _gin(name, guess, splits, root / f"{name}.yaml"),
+        root / f"{name}.yaml": _yaml(name, guess),
+    }
     for target in texts:
         if target.exists():
             raise UserError(f"{target} exists; remove it, or draft into another folder")
@@ -129,7 +132,7 @@ def _field_kind(rows: Sequence[Mapping[str, Any]], name: str) -> str | None:
     return "list" if all(isinstance(value, list) and value for value in values) else None
 
 
-def _gin(name: str, guess: Guess, splits: Mapping[str, str]) -> str:
+def _gin(name: str, guess: Guess, splits: Mapping[str, str], instructions: Path) -> str:
     metrics = {"label": "accuracy", "choice": "accuracy", "number": "last_number_match", "text": "xtreme_up_f1"}
     settings: dict[str, Any] = {"name": name, "splits": dict(splits), "id_field": guess.id or LINE}
     settings |= {"language_field": guess.language, "fields": tuple(guess.fields), "answer_field": guess.answer}
@@ -139,6 +142,7 @@ def _gin(name: str, guess: Guess, splits: Mapping[str, str]) -> str:
     if set(guess.labels) == {"true", "false"}:
         settings |= {"positive_label": "true", "metrics": ("accuracy", "average_precision")}
     lines = [f"Task.{key} = {value!r}" for key, value in settings.items() if value not in (None, ())]
+    lines.append(f"Prompts.file = {str(instructions)!r}")
     return f"# The task {name}, drafted from its rows: check what each field is.\n" + "\n".join(lines) + "\n"
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from fiat_jax.errors import UserError, did_you_mean
 from fiat_jax.prompts.fields import Row, label_text, place
 
+SLACK = 0.01  # how far above its share a part may grow for the sake of its strata
+
 
 def divide(
     rows: Sequence[Row],
@@ -41,13 +43,17 @@ def divide(
 
     def fill(name: str, strata: Counter[Any]) -> float:
         """How full a part would be, seen from the rows that are to be placed; 1 is its share."""
-        share = shares[name] / scale
-        return sum(n * (filled[name][s] + n) / (totals[s] * share) for s, n in strata.items())
+        share, n = shares[name] / scale, strata.total()
+        of_strata = sum(n * (filled[name][s] + n) / (totals[s] * share) for s, n in strata.items())
+        return of_strata + n * (filled[name].total() + n) / (totals.total() * share)
 
     order = np.random.default_rng(seed).permutation(len(groups))
     for g in sorted(order, key=lambda g: -len(groups[g][0])):  # small groups last, to even out what large ones upset
         members, strata = groups[g]
-        name = min(shares, key=lambda name: (fill(name, strata), filled[name].total() / shares[name]))
+        # Parts with room first: strata of few rows, each rounded alike, would leave a small part empty.
+        room = {name: (1 + SLACK) * len(rows) * share / scale + 1 for name, share in shares.items()}
+        with_room = [name for name in shares if filled[name].total() + len(members) <= room[name]]
+        name = min(with_room or shares, key=lambda name: fill(name, strata))
         parts[name] += members
         filled[name] += strata
     for name, members in parts.items():

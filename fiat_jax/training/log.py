@@ -72,7 +72,9 @@ class TrainLog:
             self.seconds += seconds
             self._write({"step": step, **metrics, "seconds": round(seconds, 6)})
             for listener in self._listeners:
-                listener.stepped(step, {**metrics, "seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds})
+                listener.stepped(
+                    step, {**metrics, "seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
+                )
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Note an evaluation; the time it took is not that of a step."""

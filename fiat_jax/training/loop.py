@@ -102,7 +102,7 @@ def train(
     Args:
         evaluate: called before the first step, then after every epoch, or every `evaluate_every` steps.
         select: the metric to choose the best parameters by, the larger the better.
-        facts: what else a checkpoint must agree on (hashes of data and prompts, reasoning sets).
+        facts: what a checkpoint must agree on besides the base and `config` (hashes of data and prompts, ...).
 
     Raises:
         UserError: a batch that the mesh does not divide, a checkpoint of another run, a loss that is no number.
@@ -112,7 +112,8 @@ def train(
     epochs = config.epochs_of(batches.num_steps(1))
     num_steps = batches.num_steps(epochs)
     evaluate_at = _evaluation_steps(batches, config.evaluate_every, epochs)
-    run = _Run(model, config, num_steps, Path(workdir), {**(facts or {}), "base": model.fingerprint})
+    known = {**(facts or {}), "Train": repr(config), "the base model": model.fingerprint}
+    run = _Run(model, config, num_steps, Path(workdir), known)
     step, history = run.restore(History(select))
     log = TrainLog(run.workdir / "train_log.jsonl" if is_main() else None, listeners)
     begun = log.begin(step, num_steps, [e.step for e in history.evaluations])

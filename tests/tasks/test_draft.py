@@ -24,8 +24,9 @@ def draft_of(tmp_path, rows, name="reviews.jsonl", **settings):
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(map(json.dumps, rows)))
     gin, instructions = draft(path, tmp_path / "out", **settings)
-    pairs = [line.split(" = ", 1) for line in gin.read_text().splitlines() if " = " in line]
-    task = Task(**{key.removeprefix("Task."): ast.literal_eval(value) for key, value in pairs})
+    pairs = dict(line.split(" = ", 1) for line in gin.read_text().splitlines() if " = " in line)
+    assert ast.literal_eval(pairs.pop("Prompts.file")) == str(instructions)
+    task = Task(**{key.removeprefix("Task."): ast.literal_eval(value) for key, value in pairs.items()})
     return task, instructions
 
 

@@ -26,27 +26,43 @@ def model():
     return tiny_model()
 
 
-@pytest.fixture
-def run(model, tmp_path):
-    """Train the tiny run in `where`, with other parts where they are given; return what `train` returns."""
+@pytest.fixture(scope="session")
+def evaluator(model):
+    return likelihood(model)
 
-    def run(where="run", config=CONFIG, *, model=model, batches=None, evaluate=None, select="likelihood", **options):
-        batches, evaluate = batches or tiny_batches(config), evaluate or likelihood(model)
+
+@pytest.fixture
+def run(model, evaluator, tmp_path):
+    """Train the tiny run in `where`, with other parts where they are given; return what `train` returns."""
+    own = model
+
+    def run(where="run", config=CONFIG, *, model=own, batches=None, evaluate=None, select="likelihood", **options):
+        evaluate = evaluate or (evaluator if model is own else likelihood(model))
+        batches = batches or tiny_batches(config)
         with jax.set_mesh(model.mesh):
             return train(model, batches, config, tmp_path / where, evaluate=evaluate, select=select, **options)
 
     return run
 
 
+@pytest.fixture(scope="session")
+def straight(model, evaluator, tmp_path_factory):
+    """The run that nothing interrupted: what `train` returns, and its log."""
+    where = tmp_path_factory.mktemp("straight")
+    with jax.set_mesh(model.mesh):
+        done = train(model, tiny_batches(), CONFIG, where, evaluate=evaluator, select="likelihood")
+    return done, read_log(where)
+
+
 @pytest.fixture
 def log_of(tmp_path):
     """Return the lines of a run's log without what the clock says."""
+    return lambda where="run": read_log(tmp_path / where)
 
-    def log_of(where="run"):
-        lines = [json.loads(line) for line in (tmp_path / where / "train_log.jsonl").read_text().splitlines()]
-        return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
-    return log_of
+def read_log(where):
+    lines = [json.loads(line) for line in (where / "train_log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,9 @@ import signal
 import jax
 import numpy as np
 import pytest
-from support.tiny_run import CONFIG, LORA, TINY, likelihood, tiny_batches, tiny_model
+from support.tiny_run import CONFIG, LORA, STEADY, TINY, likelihood, tiny_batches, tiny_model
 
+from fiat_jax.checkpoint import Checkpoints
 from fiat_jax.errors import Interrupted, UserError
 from fiat_jax.sharding import MeshConfig
 from fiat_jax.training.optimizer import OptimizerConfig
@@ -36,26 +37,23 @@ def test_a_run_killed_at_random_steps_and_in_an_evaluation_is_the_same_run(tmp_p
     assert output == told
 
 
-@pytest.mark.parametrize("steps", [(3,), (5, 6), (0, 20)], ids=str)
-def test_sigterm_saves_at_once_and_the_next_run_goes_on_from_there(run, log_of, steps):
-    straight = run("straight")
+@pytest.mark.parametrize("steps", [(5, 6), (0, 20)], ids=str)
+def test_sigterm_saves_at_once_and_the_next_run_goes_on_from_there(run, log_of, straight, steps):
     for step in steps:
         at_step = lambda now, step=step: now == step and os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
         with pytest.raises(Interrupted, match=f"after {step + 1} of"):
             run(batches=tiny_batches(at_step=at_step))
     asked = []
     done = run(batches=tiny_batches(at_step=asked.append))
-    assert asked[0] == steps[-1] + 1 if steps[-1] < 20 else asked == []
-    assert log_of("run") == log_of("straight")
-    assert done.history == straight.history
-    assert same_arrays(done.trainable, straight.trainable)
+    assert asked[0] == steps[-1] + 1
+    assert log_of() == straight[1]
+    assert done.history == straight[0].history
+    assert same_arrays(done.trainable, straight[0].trainable)
 
 
-@pytest.mark.parametrize("doomed", range(8))
-def test_a_crash_in_any_save_loses_neither_the_best_nor_the_latest(run, log_of, monkeypatch, doomed):
-    from fiat_jax.checkpoint import Checkpoints
-
-    straight, count, save = run("straight"), itertools.count(), Checkpoints.save
+@pytest.mark.parametrize("doomed", [1, 4, 6])
+def test_a_crash_in_a_save_loses_neither_the_best_nor_the_latest(run, log_of, straight, monkeypatch, doomed):
+    count, save = itertools.count(), Checkpoints.save
 
     def crash(self, *arguments):
         if next(count) == doomed:
@@ -66,9 +64,9 @@ def test_a_crash_in_any_save_loses_neither_the_best_nor_the_latest(run, log_of, 
     with pytest.raises(SystemError):
         run()
     done = run()
-    assert log_of("run") == log_of("straight")
-    assert done.history == straight.history
-    assert same_arrays(done.trainable, straight.trainable)
+    assert log_of() == straight[1]
+    assert done.history == straight[0].history
+    assert same_arrays(done.trainable, straight[0].trainable)
 
 
 def test_a_finished_run_is_not_done_again(run):
@@ -80,18 +78,20 @@ def test_a_finished_run_is_not_done_again(run):
 
 
 def test_a_run_goes_on_with_another_mesh(run, log_of):
-    run("straight")
+    run("one", STEADY)
     with pytest.raises(Interrupted):
-        run(batches=tiny_batches(at_step=lambda step: step == 9 and os.kill(os.getpid(), signal.SIGTERM)))
-    run(model=tiny_model(MeshConfig(data=2, fsdp=2, tensor=2)))
-    losses = [[line["loss"] for line in log_of(where) if "loss" in line] for where in ("run", "straight")]
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+        run(
+            "two", STEADY, batches=tiny_batches(at_step=lambda step: step == 9 and os.kill(os.getpid(), signal.SIGTERM))
+        )
+    run("two", STEADY, model=tiny_model(MeshConfig(data=2, fsdp=2, tensor=2)))
+    losses = [[line["loss"] for line in log_of(where) if "loss" in line] for where in ("one", "two")]
+    np.testing.assert_allclose(*losses, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model": "another base"}, "base"),
+        ({"model": "another base"}, "the base model"),
         ({"config": dataclasses.replace(CONFIG, seed=1)}, "Train"),
         ({"config": dataclasses.replace(CONFIG, optimizer=OptimizerConfig(learning_rate=0.5))}, "Train"),
         ({"facts": {"prompts": "b"}}, "prompts"),
@@ -104,7 +104,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(run, model, log_of, cha
     before = log_of()
     if "model" in change:
         change = {"model": dataclasses.replace(model, fingerprint="another")}
-    with pytest.raises(UserError, match=rf"another run: {named}.* differ\. Use another working directory"):
+    with pytest.raises(UserError, match=rf"another run: {named} differ\. Use another working directory"):
         run(**({"facts": facts} | change))
     assert log_of() == before
     assert run(facts=facts).num_steps > 0
@@ -113,7 +113,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(run, model, log_of, cha
 def test_an_adapter_of_another_rank_is_refused_by_its_shapes(run):
     run()
     wider = tiny_model(lora=dataclasses.replace(LORA, rank=8))
-    with pytest.raises(UserError, match=r"saved by another model or optimizer: .*\(2, 16, 4\) there and \(2, 16, 8\)"):
+    with pytest.raises(UserError, match=r"saved by another model or optimizer: .*, 4\) there and .*, 8\) here"):
         run(model=wider)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support.tiny_run import CONFIG, LORA, likelihood, tiny_batches, tiny_model
+from support.tiny_run import LORA, STEADY, likelihood, tiny_batches, tiny_model
 
 from fiat_jax.sharding import MeshConfig
 from fiat_jax.training.step import TrainState, train_step
@@ -57,7 +57,9 @@ def test_a_step_moves_the_adapter_alone(model):
     step, state = step_of(model)
     after, _ = step(state, model.frozen, tiny_batches().local(0, 0, 1))
     assert jax.tree.structure(after.trainable) == jax.tree.structure(model.trainable)
-    moved = [not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (after.trainable, state.trainable)))]
+    moved = [
+        not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (after.trainable, state.trainable)), strict=True)
+    ]
     assert any(moved)
 
 
@@ -73,7 +75,7 @@ def test_dropout_differs_by_step_and_is_the_same_again_for_the_same_step():
 
 @pytest.mark.parametrize("lora", [LORA, None], ids=["adapters", "all weights"])
 def test_losses_are_the_same_on_every_mesh(run, log_of, lora):
-    config = dataclasses.replace(CONFIG, epochs=1, accumulate=1)
+    config = dataclasses.replace(STEADY, epochs=1)
     one = tiny_model(lora=lora)
     run("one", config, model=one)
     want = [line["loss"] for line in log_of("one") if "loss" in line]
@@ -86,8 +88,8 @@ def test_losses_are_the_same_on_every_mesh(run, log_of, lora):
 
 
 def test_accumulation_on_a_mesh_gives_the_losses_of_one_device(run, log_of):
-    run("one")
-    config = dataclasses.replace(CONFIG, accumulate=2)
+    run("one", STEADY)
+    config = dataclasses.replace(STEADY, accumulate=2)
     model = tiny_model(MeshConfig(data=2, fsdp=2, tensor=2))
     run("eight", config, model=model, batches=tiny_batches(config), evaluate=likelihood(model))
     losses = [[line["loss"] for line in log_of(where) if "loss" in line] for where in ("one", "eight")]
