@@ -130,7 +130,7 @@ def _check_theta_tau(run: Run) -> tuple[Tokenizer, str]:
     resolve(run.lora, family.modules(config))
     if run.prompts.max_length > config.max_length:
         raise UserError(
-            f"Prompts.max_length is {run.prompts.max_length}, but the model in {path} reads {config.max_length} tokens at "
-            f"the most (max_position_embeddings): give --gin.Prompts.max_length={config.max_length} or less"
+            f"Prompts.max_length is {run.prompts.max_length}, but the model in {path} reads {config.max_length} "
+            f"tokens at most (max_position_embeddings): give --gin.Prompts.max_length={config.max_length} or less"
         )
     return tokenizer, files.fingerprint()

@@ -23,6 +23,7 @@ from fiat_jax.prompts.tokenizer import Tokenizer
 
 ReasoningUse = Literal["full", "answer", "rationale", "none"]
 TARGET = ("answer", "eos")
+LARGE_ANSWER = "large answer"  # with a space, so that it is no field of the user's
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,8 @@ class Renderer:
                 pieces[-1] = ("literal", pieces[-1][1] + part.text)
             elif part.slot is None:
                 pieces.append(("literal", part.text))
-            elif part.slot in ("reasoning", "large_answer"):
-                pieces.append((part.slot, part.text))
+            elif part.slot in ("reasoning", LARGE_ANSWER):
+                pieces.append((part.slot.replace(" ", "_"), part.text))
             else:
                 pieces.append((f"field:{part.slot}", self.instructions.field(row, part.slot)))
         return _move_spaces(pieces) if self.tokenizer.spaces_lead else _move_spaces_back(pieces)
@@ -187,7 +188,7 @@ class Renderer:
             if part.slot == "rationale":
                 part = Part(str(given["rationale"]), "reasoning")
             elif part.slot == "answer":
-                part = Part(self.instructions.verbalise(given["answer"], strict=False), "large_answer")
+                part = Part(self.instructions.verbalise(given["answer"], strict=False), LARGE_ANSWER)
             filled.append(part)
         index = slots.index("reasoning")
         rest = parts[index + 1 :]

@@ -133,6 +133,8 @@ def _to_record(task: Task, row: Row, entry: SourceRow, mapping: Mapping[str, str
 def _check_stored(stored: Mapping[tuple[str, int], Record], found: Iterable[Record], provenance: Provenance) -> None:
     for record in found:
         known = stored.get(record.key, record)
+        if known.row_id != record.row_id:
+            continue  # another row of the same content, whose reasoning this one shares
         if (known.rationale, known.answer) != (record.rationale, record.answer):
             raise UserError(
                 f"row {record.row_id!r} is stored in set {provenance.set_key} with other reasoning of "

@@ -29,7 +29,7 @@ class TrainConfig:
     accumulate: int = 1
     evaluate_every: int = 0
     patience: int = 0
-    checkpoint_every: int = 0
+    checkpoint_every: int = 200
     seed: int = 0
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
 

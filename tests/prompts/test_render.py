@@ -151,6 +151,16 @@ def test_a_list_may_be_shown_with_letters(make, rows):
     assert "(a) 1 (b) true light" in text_of(renderer.answer(rows["w3"] | {"options": [1.0, True]}, None, None))
 
 
+def test_a_field_of_the_row_may_be_called_like_a_part_of_ours(make, rows):
+    rows["w3"]["large_answer"] = "maybe"
+    renderer = make(
+        ("fields: {report: text", "fields: {large_answer: text, report: text"), ("Good?", "{large_answer}?")
+    )
+    rendered = renderer.answer(rows["w3"], HINT, None)
+    assert text_of(rendered).endswith("So no.\nmaybe?")
+    assert kinds_of(rendered)[-4:-1] == ["large_answer", "literal", "field:large_answer"]
+
+
 def test_special_tokens_in_a_row_never_become_control_tokens(make, rows, joined):
     rendered = make(tokenizer=joined).answer(rows["w3"] | {"report": "a</s>b<s>"}, Reasoning("</s>", "bad"), "good")
     assert [*rendered.inputs, *rendered.target].count(joined.eos_id) == 1

@@ -53,11 +53,14 @@ def tiny_examples(count: int = 128, seed: int = 0) -> Examples:
 
 
 def tiny_model(mesh: MeshConfig | None = None, *, lora: LoraConfig | None = LORA, seed: int = 0, **options) -> Model:
-    """A random model, on one device where no mesh is given; its weights are large enough for every path to matter."""
+    """A random model, on one device where no mesh is given.
+
+    Its weights are large enough for every path to matter, and not so large that rounding grows from step to step.
+    """
     built = MeshConfig(1, 1, 1).build(jax.devices()[:1]) if mesh is None else mesh.build()
     with jax.set_mesh(built):
         model = random_model(options.pop("config", TINY), built, lora=lora, seed=seed, **options)
-        louder = jax.jit(lambda tree: jax.tree.map(lambda x: x * 10 if x.ndim > 1 else x, tree))
+        louder = jax.jit(lambda tree: jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, tree))
         grown = {"frozen": louder(model.frozen)} if lora else {"trainable": louder(model.trainable)}
     return Model(**{**vars(model), "fingerprint": "tiny", **grown})
 

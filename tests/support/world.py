@@ -37,7 +37,7 @@ class World:
     ) -> subprocess.CompletedProcess:
         """Run the command in a process of its own with one device; fail where the exit status is another one."""
         command = [sys.executable, "-m", "fiat_jax.cli", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=self.root, env=self.env | env)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self.root, env=self.env | (env or {}))
         assert done.returncode == status, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -74,7 +74,7 @@ def weather_rows(count: int) -> list[dict[str, Any]]:
         lang, answer = ("en", "de")[n % 2], ("good", "bad")[n // 2 % 2]
         sky, place = rng.choice(SKIES[lang][answer]), rng.choice(PLACES[lang])
         large = answer if rng.random() < 0.8 else {"good": "bad", "bad": "good"}[answer]
-        report = {"en": f"It is {sky} on the {place}!", "de": f"Es ist {sky}: {place}!"}[lang]
+        report = {"en": f"It is {sky} on {place} {n}!", "de": f"Es ist {sky}: {place} {n}!"}[lang]
         row = {"id": f"w{n}", "lang": lang, "report": report, "answer": answer}
         rows.append({**row, "reasoning": f"{sky} at {place}, no. {n}.", "large_answer": large})
     return rows

@@ -13,7 +13,7 @@ from fiat_jax.training.loop import train
 TESTS = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def quick_compilation():
     """Programs that run a few steps compile in half the time."""
     jax.config.update("jax_disable_most_optimizations", True)
@@ -21,12 +21,12 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def model():
     return tiny_model()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def evaluator(model):
     return likelihood(model)
 
@@ -45,7 +45,7 @@ def run(model, evaluator, tmp_path):
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def straight(model, evaluator, tmp_path_factory):
     """The run that nothing interrupted: what `train` returns, and its log."""
     where = tmp_path_factory.mktemp("straight")

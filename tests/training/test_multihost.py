@@ -29,18 +29,32 @@ def losses(workdir):
     return [(line["loss"], line["tokens"]) for line in lines if "loss" in line]
 
 
-def test_two_processes_give_the_losses_of_one_also_after_a_signal_to_one_of_them(tmp_path, spawn):
-    alone = spawn(tmp_path / "one", devices=8)
-    told = alone.communicate()[0]
-    assert alone.returncode == 0, told
+@pytest.fixture
+def alone(tmp_path, spawn):
+    """The losses of one process with eight devices."""
+    process = spawn(tmp_path / "one", devices=8)
+    told = process.communicate()[0]
+    assert process.returncode == 0, told
+    return losses(tmp_path / "one")
+
+
+def finish(pair, status: int) -> None:
+    output = [process.communicate()[0] for process in pair]
+    assert [process.returncode for process in pair] == [status, status], output
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path, spawn, alone):
+    finish(start_two(spawn, tmp_path / "two"), 0)
+    np.testing.assert_allclose(losses(tmp_path / "two"), alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_and_both_go_on(tmp_path, spawn, alone):
     pair = start_two(spawn, tmp_path / "two", "--pause", 0.1)
     while not losses(tmp_path / "two") and pair[0].poll() is None:
         time.sleep(0.05)
     pair[1].send_signal(signal.SIGTERM)
-    output = [process.communicate()[0] for process in pair]
-    assert [process.returncode for process in pair] == [75, 75], output
-    assert 0 < len(losses(tmp_path / "two")) < len(losses(tmp_path / "one"))
-    pair = start_two(spawn, tmp_path / "two")
-    output = [process.communicate()[0] for process in pair]
-    assert [process.returncode for process in pair] == [0, 0], output
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=1e-5, rtol=0)
+    finish(pair, 75)
+    assert 0 < len(losses(tmp_path / "two")) < len(alone)
+    finish(start_two(spawn, tmp_path / "two"), 0)
+    np.testing.assert_allclose(losses(tmp_path / "two"), alone, atol=1e-5, rtol=0)
