@@ -21,6 +21,7 @@ sys.modules["triton"] = None  # type: ignore[assignment]
 
 import jax
 import pytest
+from support.world import IMPORT, SETTINGS, World, make_world
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -32,3 +33,21 @@ def shared_data() -> Path:
     if not (shared / "data" / "esnli" / "train.jsonl").is_file():
         pytest.skip(f"no shared data at {shared / 'data'}; set FIAT_SHARED to the folder that holds data/")
     return shared / "data"
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory) -> World:
+    """A tiny world whose task weather is split, drafted, and has its reasoning in the store."""
+    world = make_world(tmp_path_factory.mktemp("project") / "world")
+    assert world.main("data", "split", "data/weather.jsonl", "--out=weather", "--stratify=lang,answer") == 0
+    assert world.main("init", "weather/train.jsonl", "--out=.") == 0
+    assert world.main("reason", "--import=data/weather.jsonl", "--gin_file=weather.gin", *IMPORT) == 0
+    return world
+
+
+@pytest.fixture(scope="session")
+def trained(project) -> World:
+    """The same after `fiat train --workdir=run`, whose output is in run.txt."""
+    done = project.fiat("train", "--workdir=run", "--gin_file=weather.gin", *SETTINGS)
+    (project.root / "run.txt").write_text(done.stdout)
+    return project

@@ -4,118 +4,154 @@ import json
 
 import numpy as np
 import pytest
-from support.world import LARGE_MODEL, make_world
+from support.world import IMPORT, SETTINGS
+
+from fiat_jax.evaluation.predictions import read_predictions
+from fiat_jax.experiments.answers import reasons_of
+from fiat_jax.experiments.bundle import open_feed, read_bundle
+from fiat_jax.tasks.readers import read_source
+from fiat_jax.tasks.task import read_rows
 
 LABELS = ("good", "bad")
-SETTINGS = (
-    "--gin_file=weather.gin",
-    "--gin.Model.path=model",
-    "--gin.Prompts.max_length=96",
-    "--gin.Train.row_length=128",
-    "--gin.Train.batch_rows=8",
-    "--gin.Train.epochs=2",
-    "--gin.Optimizer.learning_rate=1e-2",
-    "--gin.Lora.rank=4",
-)
-IMPORT = ("--gin.Import.answer=large_answer", f"--gin.Import.model={LARGE_MODEL}")
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A world in which FIAT is trained, from the drafted files to predictions."""
-    world = make_world(tmp_path_factory.mktemp("end") / "world")
-    world.fiat("data", "split", "data/weather.jsonl", "--out=weather", "--stratify=lang,answer")
-    world.fiat("init", "weather/train.jsonl", "--out=.")
-    world.fiat("reason", "--import=weather/train.jsonl", "--gin_file=weather.gin", *IMPORT)
-    world.fiat("reason", "--import=weather/validation.jsonl", "--gin_file=weather.gin", *IMPORT)
-    world.fiat("reason", "--import=weather/test.jsonl", "--gin_file=weather.gin", *IMPORT)
-    world.fiat("train", "--workdir=run", *SETTINGS)
-    world.fiat("predict", "run", "weather/test.jsonl", "--out=predictions.jsonl")
-    return world
+def predict(world, run, source, name):
+    world.fiat("predict", run, source, f"--out={name}.jsonl")
+    return read_predictions(world.root / f"{name}.jsonl")
 
 
-def predictions(world):
-    return [json.loads(line) for line in (world.root / "predictions.jsonl").read_text().splitlines()]
+def prompts_of(world, run, split):
+    """What θ_τ reads of each row of a split, and how a bundle renders rows."""
+    bundle = read_bundle(world.root / run)
+    rows = read_rows(bundle.task, split)
+    feed, reasons = open_feed(bundle), reasons_of(bundle, rows, None)
+    return rows, feed, [feed.render(row, reasons, with_target=False).inputs for row in rows]
 
 
-def rendered(world):
-    """What θ_τ reads of each test row, and the ids of its possible answers."""
-    from fiat_jax.experiments.bundle import read_bundle
-    from fiat_jax.experiments.feed import Feed, read_reasons
-    from fiat_jax.experiments.paradigms import find_paradigm
-    from fiat_jax.experiments.spec import Prompts, Reasoning
-    from fiat_jax.prompts.instructions import load_instructions
-    from fiat_jax.prompts.tokenizer import Tokenizer
-    from fiat_jax.tasks.readers import read_source
-
-    bundle = read_bundle(world.root / "run")
-    rows = list(read_source(str(world.root / "weather/test.jsonl")))
-    reasons = read_reasons(bundle.task, rows, Reasoning(str(world.root / "reasoning_store")))
-    feed = Feed(
-        bundle.task,
-        load_instructions(bundle.prompts.file),
-        Tokenizer.from_directory(world.model),
-        Prompts(bundle.prompts.file, 96),
-        find_paradigm("fiat"),
-    )
-    candidates = dict(zip(bundle.task.labels, feed.renderer.candidates(bundle.task.labels), strict=True))
-    return {row["id"]: feed.render(row, reasons, with_target=False).inputs for row in rows}, candidates
-
-
-def torch_scores(model, inputs, candidates):
-    """The log-likelihood of each candidate after the inputs, by torch."""
-    import torch
-
-    scores = {}
-    for label, ids in candidates.items():
-        tokens = torch.tensor(np.concatenate([inputs, ids]))[None].long()
-        with torch.no_grad():
-            log_probs = model(tokens).logits.log_softmax(-1)[0]
-        at = range(len(inputs) - 1, len(inputs) + len(ids) - 1)
-        scores[label] = float(sum(log_probs[t, i] for t, i in zip(at, ids.tolist(), strict=True)))
-    return scores
-
-
-def test_predictions_have_every_row_once_with_the_scores_of_all_labels(world):
-    rows = [json.loads(line) for line in (world.root / "weather/test.jsonl").read_text().splitlines()]
-    found = predictions(world)
-    assert [one["id"] for one in found] == [row["id"] for row in rows]
-    assert all(max(one["scores"], key=one["scores"].get) == one["prediction"] for one in found)
-
-
-@pytest.mark.parametrize("form", ["peft", "merged"])
-def test_other_programs_give_the_exported_model_s_answers_the_same_likelihoods(world, form):
+def torch_model(world, run, form):
+    """The exported model as other programs read it."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    world.fiat("export", "run", f"--format={form}", f"--out=out-{form}")
-    if form == "peft":
-        base = AutoModelForCausalLM.from_pretrained(world.model)
-        model = PeftModel.from_pretrained(base, world.root / "out-peft")
-    else:
-        model = AutoModelForCausalLM.from_pretrained(world.root / "out-merged")
-    inputs, candidates = rendered(world)
-    for one in predictions(world):
-        scores = torch_scores(model, inputs[one["id"]], candidates)
-        assert scores == pytest.approx(one["scores"], abs=2e-3)
+    out = f"{run}-{form}"
+    world.fiat("export", run, f"--format={form}", f"--out={out}")
+    if form == "merged":
+        return AutoModelForCausalLM.from_pretrained(world.root / out)
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world.model), world.root / out)
 
 
-def test_a_finished_run_run_again_trains_nothing_and_says_the_same(world):
-    before = json.loads((world.root / "run/results.json").read_text())
-    done = world.fiat("train", "--workdir=run", *SETTINGS)
-    after = json.loads((world.root / "run/results.json").read_text())
-    assert after["rows"] == before["rows"]
-    assert "step" not in done.stdout
+def torch_scores(model, feed, rows, inputs) -> list[dict[str, float]]:
+    """The log-likelihood of each candidate of each row after its inputs, by torch."""
+    import torch
+
+    found = []
+    for row, ids in zip(rows, inputs, strict=True):
+        candidates = feed.candidates(row)
+        whole = [torch.tensor(np.concatenate([ids, candidate])) for candidate in candidates]
+        tokens = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True).long()  # causal: padding behind is not seen
+        with torch.no_grad():
+            log_probs = model(tokens).logits.log_softmax(-1).numpy()
+        scores = [
+            sum(log_probs[n, t, i] for t, i in enumerate(candidate.tolist(), start=len(ids) - 1))
+            for n, candidate in enumerate(candidates)
+        ]
+        found.append(dict(zip(feed.task.candidates(row), scores, strict=True)))
+    return found
 
 
-def test_rows_without_reasoning_are_counted_with_the_command_that_makes_them(world):
-    row = {"id": "new", "lang": "en", "report": "It is new on the hill!", "answer": "good"}
-    (world.root / "new.jsonl").write_text(json.dumps(row))
-    done = world.fiat("predict", "run", "new.jsonl", "--out=none.jsonl", status=2)
-    assert "1 of 1 rows" in done.stderr
-    assert "fiat reason --import FILE" in done.stderr
+@pytest.fixture(scope="module")
+def predictions(trained, monkeypatch_module):
+    return predict(trained, "run", "weather/test.jsonl", "answers")
 
 
-def test_an_unknown_setting_is_refused_with_a_near_match(world):
-    assert "Did you mean 'Train'?" in world.fiat("train", "--workdir=x", "--gin.Trian.epochs=1", status=2).stderr
-    assert "Did you mean 'epochs'?" in world.fiat("train", "--workdir=x", "--gin.Train.epcohs=1", status=2).stderr
+@pytest.fixture(scope="module")
+def monkeypatch_module(trained):
+    """The tests of this file stand in the world's folder, to which its paths are relative."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(trained.root)
+        yield patch
+
+
+def test_predictions_have_every_row_once_and_the_best_of_its_labels(trained, predictions):
+    rows = list(read_source(str(trained.root / "weather/test.jsonl")))
+    assert [one.id for one in predictions] == [row["id"] for row in rows]
+    assert all(tuple(sorted(one.scores)) == tuple(sorted(LABELS)) for one in predictions)
+    assert all(max(one.scores, key=one.scores.get) == one.prediction for one in predictions)
+    assert {one.prediction for one in predictions} == set(LABELS)
+
+
+def test_evaluate_says_what_the_predictions_of_its_file_say(trained, predictions):
+    trained.fiat("evaluate", "run", "--split=test", "--workdir=evaluated")
+    assert read_predictions(trained.root / "evaluated/predictions/fiat-test.jsonl") == predictions
+    held = json.loads((trained.root / "evaluated/results.json").read_text())
+    value = next(row["value"] for row in held["rows"] if row["language"] == "all")
+    by_language = [[one.prediction == one.gold for one in predictions if one.language == lang] for lang in ("en", "de")]
+    assert value == pytest.approx(100 * np.mean([np.mean(right) for right in by_language]))
+    assert "Task.name = 'weather'" in (trained.root / "evaluated/config.gin").read_text()
+
+
+@pytest.mark.parametrize("form", ["peft", "merged"])
+def test_other_programs_give_every_label_of_every_row_the_same_likelihood(trained, predictions, form):
+    model = torch_model(trained, "run", form)
+    rows, feed, inputs = prompts_of(trained, "run", "test")
+    for one, scores in zip(predictions, torch_scores(model, feed, rows, inputs), strict=True):
+        assert scores == pytest.approx(one.scores, abs=1e-4)
+        assert max(scores, key=scores.get) == one.prediction
+
+
+def test_rows_without_an_answer_are_predicted_alike(trained, predictions):
+    rows = [{k: v for k, v in row.items() if k != "answer"} for row in read_source("weather/test.jsonl")]
+    (trained.root / "unanswered.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    found = predict(trained, "run", "unanswered.jsonl", "unanswered-answers")
+    assert [(one.id, one.scores) for one in found] == [(one.id, one.scores) for one in predictions]
+    assert {one.gold for one in found} == {None}
+
+
+@pytest.fixture(scope="module")
+def other_tasks(trained, monkeypatch_module):
+    """Tasks with choices and with numbers, drafted and trained; the last tuned in all weights."""
+    for name, paradigm in (("riddle", "fiat"), ("sums", "finetune")):
+        store = f"--gin.Reasoning.store=store-{name}"
+        for command in (
+            ("data", "split", f"data/{name}.jsonl", f"--out={name}", "--shares=train=0.7,validation=0.3"),
+            ("init", f"{name}/train.jsonl", "--out=."),
+            ("reason", f"--import=data/{name}.jsonl", f"--gin_file={name}.gin", store, *IMPORT),
+        ):
+            assert trained.main(*command) == 0
+        few = ("--gin.Train.epochs=1", "--gin.Prompts.max_new_tokens=6", f"--gin.Run.paradigm={paradigm}")
+        trained.fiat("train", f"--workdir={name}-run", f"--gin_file={name}.gin", store, *SETTINGS, *few)
+    return trained
+
+
+def test_the_choices_of_each_row_are_ranked(other_tasks):
+    bundle = read_bundle("riddle-run")
+    rows = read_rows(bundle.task, "validation")
+    found = predict(other_tasks, "riddle-run", "riddle/validation.jsonl", "riddle-answers")
+    assert [list(one.scores) for one in found] == [row["choices"] for row in rows]
+    model = torch_model(other_tasks, "riddle-run", "merged")
+    _, feed, inputs = prompts_of(other_tasks, "riddle-run", "validation")
+    for one, scores in zip(found, torch_scores(model, feed, rows, inputs), strict=True):
+        assert scores == pytest.approx(one.scores, abs=1e-4)
+
+
+def test_numbers_are_generated_as_transformers_generates_them(other_tasks):
+    import torch
+
+    found = predict(other_tasks, "sums-run", "sums/validation.jsonl", "sums-answers")
+    model = torch_model(other_tasks, "sums-run", "merged")
+    _, feed, inputs = prompts_of(other_tasks, "sums-run", "validation")
+    for one, ids in zip(found, inputs, strict=True):
+        tokens = torch.tensor(ids)[None].long()
+        stop = feed.tokenizer.eos_id
+        out = model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=6, do_sample=False,
+            eos_token_id=stop, pad_token_id=stop,
+        )  # fmt: skip
+        assert feed.tokenizer.decode(out[0, len(ids) :].tolist()) == one.completion
+        assert one.scores is None
+
+
+def test_all_weights_tuned_leave_a_whole_model_and_no_adapter(other_tasks):
+    assert not (other_tasks.root / "sums-run/bundle/adapter").exists()
+    refused = other_tasks.fiat("export", "sums-run", "--format=peft", "--out=none", status=2)
+    assert "has no adapter; use --format=merged" in refused.stderr

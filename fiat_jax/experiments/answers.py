@@ -26,7 +26,7 @@ from fiat_jax.sharding import MeshConfig
 from fiat_jax.tasks.task import Row, read_rows
 
 
-def _reasons(bundle: Bundle, rows: Sequence[Row], reasoning: Reasoning | None) -> Reasons:
+def reasons_of(bundle: Bundle, rows: Sequence[Row], reasoning: Reasoning | None) -> Reasons:
     """Return the ŷ_β of rows from the bundle's reasoning set, or from the one named."""
     paradigm = find_paradigm(bundle.paradigm)
     if not paradigm.needs_reasoning:
@@ -49,7 +49,7 @@ def evaluate(
     task = dataclasses.replace(bundle.task, splits={**bundle.task.splits, **splits})
     bundle = dataclasses.replace(bundle, task=task)
     rows = read_rows(task, split)
-    reasons = _reasons(bundle, rows, reasoning)
+    reasons = reasons_of(bundle, rows, reasoning)
     if reasons.excluded:
         rows = reasons.without_excluded(task, rows)
         console.print(f"{len(reasons.excluded)} rows are left out: the prompt of their reasoning shows their answers")
@@ -89,7 +89,7 @@ def predict(
     """Answer the rows of a file; write one JSON line a row; return how many."""
     bundle = dataclasses.replace(bundle, task=dataclasses.replace(bundle.task, splits={"input": source}))
     rows = read_rows(bundle.task, "input", answers_required=False)
-    reasons = _reasons(bundle, rows, reasoning)
+    reasons = reasons_of(bundle, rows, reasoning)
     if reasons.excluded:
         shown = ", ".join(sorted(reasons.excluded)[:3])
         raise UserError(

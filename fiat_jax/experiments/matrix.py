@@ -33,7 +33,8 @@ def run_experiment(experiment: Experiment, workdir: Path, console: Console) -> l
     find_paradigm(experiment.against)
     bench = Bench(experiment.run, experiment.sizes, paradigms)
     cells = bench.cells(paradigms, experiment.sizes, experiment.seeds)
-    return _run(bench, cells, experiment.learning_rates, experiment.against, "experiment", workdir, console)
+    rates = experiment.learning_rates or (experiment.run.train.optimizer.learning_rate,)
+    return _run(bench, cells, rates, experiment.against, "experiment", workdir, console)
 
 
 def run_training(run: Run, workdir: Path, console: Console) -> list[dict[str, Any]]:

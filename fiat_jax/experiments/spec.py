@@ -79,7 +79,7 @@ class Experiment:
 
     Args:
         sizes: training rows, nested (the 200 are among the 1,000); 0: all of them.
-        learning_rates: the search every trained paradigm gets at every size; the rest of Train holds for all.
+        learning_rates: the search every trained paradigm gets at every size; none: that of Optimizer alone.
         against: the paradigm that every other is compared with, pair by pair.
     """
 
@@ -87,10 +87,10 @@ class Experiment:
     paradigms: tuple[str, ...] = ("icl", "finetune", "finetune-lora", "fiat-no-reasoning", "fiat")
     sizes: tuple[int, ...] = (0,)
     seeds: tuple[int, ...] = (0,)
-    learning_rates: tuple[float, ...] = (1e-3,)
+    learning_rates: tuple[float, ...] = ()
     against: str = "fiat"
 
     def __post_init__(self):
-        for name in ("paradigms", "sizes", "seeds", "learning_rates"):
+        for name in ("paradigms", "sizes", "seeds"):
             if not getattr(self, name):
                 raise UserError(f"an experiment has at least one of its {name}; Experiment.{name} is empty")
