@@ -1,6 +1,8 @@
 """Checkpoints of any tree of arrays, with the facts that belong to it; saved by any mesh, restored onto any other."""
 
-from collections.abc import Mapping
+import contextlib
+import textwrap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,26 +48,40 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def facts(self, step: int) -> dict[str, Any]:
-        """Return what was saved beside a step's tree."""
-        restored = self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))
-        return dict(restored["facts"])
+        """Return what was saved beside a step's tree; a damaged file is a UserError."""
+        with self._reading(step):
+            restored = self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))
+            return dict(restored["facts"])
 
     def restore(self, step: int, like: Any) -> Any:
         """Return a step's tree with the structure, dtypes and shardings of `like` (arrays or ShapeDtypeStructs).
 
         Raises:
-            UserError: the checkpoint holds other arrays than `like`.
+            UserError: the checkpoint holds other arrays than `like`, or is damaged.
         """
         flat, structure = jax.tree_util.tree_flatten_with_path(like)
         target = {
             _name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for path, leaf in flat
         }
         self.wait()
-        self._check(step, target)
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)
         args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args)  # pyright: ignore
-        restored = self._manager.restore(step, args=ocp.args.Composite(tree=args))["tree"]
+        with self._reading(step):
+            self._check(step, target)
+            restored = self._manager.restore(step, args=ocp.args.Composite(tree=args))["tree"]
         return jax.tree_util.tree_unflatten(structure, [restored[_name(path)] for path, _ in flat])
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # what Orbax and TensorStore raise on damaged files has no common class
+            raise UserError(
+                f"{self._directory}/{step} is damaged ({textwrap.shorten(str(error), 160)}); restore it from a copy, "
+                f"or remove {self._directory.parent} to begin this run anew"
+            ) from error
 
     def _check(self, step: int, target: Mapping[str, jax.ShapeDtypeStruct]) -> None:
         stored = self._manager.item_metadata(step)["tree"]

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import shutil
 import signal
 
 import jax
@@ -108,6 +109,20 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(run, model, log_of, cha
         run(**({"facts": facts} | change))
     assert log_of() == before
     assert run(facts=facts).num_steps > 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # other reads of Orbax go on for a while
+def test_a_damaged_checkpoint_is_named_and_the_run_begins_anew_without_it(run, tmp_path):
+    first = run()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for file in (checkpoints / "latest").rglob("*/tree/d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=rf"latest/\d+ is damaged \(.*or remove {checkpoints} to begin this run anew"):
+        run()
+    shutil.rmtree(checkpoints)
+    again = run()
+    assert again.history == first.history
+    assert same_arrays(again.trainable, first.trainable)
 
 
 def test_an_adapter_of_another_rank_is_refused_by_its_shapes(run):
