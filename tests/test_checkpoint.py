@@ -39,9 +39,8 @@ def test_what_one_device_saved_lies_on_a_mesh_as_asked(saved, mesh):
     directory, wanted = saved
     checkpoints, built = Checkpoints(directory), mesh.build()
     spec = {2: PartitionSpec("data", "fsdp"), 1: PartitionSpec("fsdp"), 0: PartitionSpec()}
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(built, spec[x.ndim])), wanted
-    )
+    layout = jax.tree.map(lambda x: NamedSharding(built, spec[x.ndim]), wanted)
+    like = jax.tree.map(lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), wanted, layout)
     found = checkpoints.restore(checkpoints.latest(), like)
     assert same(found, wanted)
     assert jax.tree.map(lambda x: x.sharding, found) == layout
@@ -87,10 +86,7 @@ def test_newer_ones_can_be_deleted(tmp_path):
 
 def test_arrays_of_another_model_are_refused_by_name_and_shape(saved):
     directory, _ = saved
-    expected = (
-        r"saved/3 was saved by another model or optimizer: adapter.a is \(8, 16\) there and \(8, 4\) here \(2 arrays"
-    )
-    with pytest.raises(UserError, match=expected):
+    with pytest.raises(UserError, match=r"adapter.a is \(8, 16\) there and \(8, 4\) here \(2 arrays differ\)"):
         Checkpoints(directory).restore(3, tree(width=4))
     with pytest.raises(UserError, match=r"other is None there and \(\) here \(1 arrays differ\)"):
         Checkpoints(directory).restore(3, tree() | {"other": jnp.int32(0)})
