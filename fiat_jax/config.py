@@ -25,6 +25,8 @@ class Config:
 
     def __init__(self, sections: Mapping[str, type], files: Sequence[str] = (), bindings: Sequence[str] = ()):
         gin.clear_config(clear_constants=True)
+        gin.config._LOCATION_PREFIXES[:] = [""]  # pyright: ignore  # gin keeps the places of earlier files
+        del gin.config._FILE_READERS[1:]  # pyright: ignore  # files alone: no Python package is looked into for them
         self._sections = dict(sections)
         for name, section in sections.items():
             if f"fiat.{name}" not in gin.config._REGISTRY:  # pyright: ignore  # gin registers a name once a process
