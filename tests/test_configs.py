@@ -1,6 +1,6 @@
 """The resolved settings of each run that ships, compared with tests/golden/: a refactor shows what it changed.
 
-`python tests/test_configs.py` writes them anew.
+`.venv/bin/python tests/test_configs.py` writes them anew.
 """
 
 import difflib
@@ -38,7 +38,7 @@ def resolved(run: str) -> str:
 def test_the_resolved_settings_of_a_run_are_those_written_down(run):
     written = golden(run).read_text() if golden(run).exists() else ""
     changes = list(difflib.unified_diff(written.splitlines(), resolved(run).splitlines(), lineterm="", n=0))
-    assert not changes, "\n".join([*changes, "where this is meant: python tests/test_configs.py"])
+    assert not changes, "\n".join([*changes, "where this is meant: .venv/bin/python tests/test_configs.py"])
 
 
 def test_no_golden_text_is_of_a_run_that_is_gone():

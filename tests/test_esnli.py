@@ -1,5 +1,6 @@
 """The shipped e-SNLI experiment in small, on the real rows with PaLM 540B's reasoning, through the command line."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -16,7 +17,9 @@ PARADIGMS = ("icl", "fiat", "fiat-shuffled")
 def ran(shared_data, tmp_path_factory):
     """The folder of the small experiment, and what it printed last."""
     root = tmp_path_factory.mktemp("esnli")
-    files = {split: shared_data / f"esnli/{split}.jsonl" for split in ("train", "validation")}
+    files = {"train": root / "train.jsonl", "validation": shared_data / "esnli/validation.jsonl"}
+    with (shared_data / "esnli/train.jsonl").open("rb") as lines:
+        files["train"].write_bytes(b"".join(itertools.islice(lines, 400)))
     given = (
         *(f"--gin.{split.upper()}_FILE={file}" for split, file in files.items()),
         f"--gin.Reasoning.store={root / 'store'}",
