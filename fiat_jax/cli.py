@@ -307,6 +307,3 @@ VERBS = {
     "demo": _demo,
 }
 
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -92,7 +92,7 @@ def test_a_finished_run_is_answered_from_what_is_stored_without_tensorflow(train
 def test_a_run_that_is_killed_and_one_that_is_stopped_end_as_the_one_that_was_not(trained):
     for sign, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)):
         process = subprocess.Popen(
-            [sys.executable, "-m", "fiat_jax.cli", *TRAIN, "--workdir=stopped", "--gin.Train.checkpoint_every=7"],
+            [sys.executable, "-m", "fiat_jax", *TRAIN, "--workdir=stopped", "--gin.Train.checkpoint_every=7"],
             cwd=trained.root, env=trained.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         log = trained.root / "stopped/cells/fiat-96-seed0/lr-0.01/train_log.jsonl"
@@ -127,3 +127,20 @@ def test_an_interrupt_outside_of_training_is_restartable_too(project, monkeypatc
     monkeypatch.setitem(cli.VERBS, "init", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5))
     assert project.main("init", "weather/train.jsonl") == 75
     assert "goes on from what is saved" in capsys.readouterr().err
+
+
+def test_on_linux_the_command_starts_over_once_so_that_malloc_asks_for_huge_pages(monkeypatch):
+    from fiat_jax import __main__ as command
+
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *arguments: started.append(arguments))
+    monkeypatch.setattr(command, "main", lambda: 7)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "fiat_jax", "demo"])
+    monkeypatch.setattr(os, "environ", {})
+    command.run()
+    assert started == [(sys.executable, [sys.executable, "-m", "fiat_jax", "demo"])]
+    assert os.environ == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    monkeypatch.setattr(os, "environ", {"GLIBC_TUNABLES": ""})
+    assert command.run() == 7
+    assert len(started) == 1

@@ -56,9 +56,9 @@ def attend(q_BTHGK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask_BTS: j
     q_BHGTK = (q_BTHGK * K**-0.5).transpose(0, 2, 3, 1, 4)
     k_BHSK, v_BHSK = k_BSHK.transpose(0, 2, 1, 3), v_BSHK.transpose(0, 2, 1, 3)
     outs = []
-    for i in range(blocks):
+    for i, block_BHGTK in enumerate(jnp.split(q_BHGTK, blocks, axis=3)):  # backward joins parts; slices it would pad
         queries, end = slice(i * block, (i + 1) * block), S if blocks == 1 else (i + 1) * block
-        outs.append(core(q_BHGTK[:, :, :, queries], k_BHSK[:, :, :end], v_BHSK[:, :, :end], mask_BTS[:, queries, :end]))
+        outs.append(core(block_BHGTK, k_BHSK[:, :, :end], v_BHSK[:, :, :end], mask_BTS[:, queries, :end]))
     return jnp.concatenate(outs, axis=3).transpose(0, 3, 1, 2, 4)
 
 

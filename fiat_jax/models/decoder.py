@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name as name
 
 from fiat_jax.models.attention import KVCache, attend, rope, rope_tables, visible
 from fiat_jax.models.head import cross_entropy, target_log_probs
-from fiat_jax.models.linear import WEIGHT_STD, Linear, LoraSlot
+from fiat_jax.models.linear import WEIGHT_STD, Linear, LoraSlot, apply
 from fiat_jax.sharding import TRAIN, ShardingRules, constrain
 
 REMAT_POLICIES = {
@@ -91,9 +91,10 @@ class Block(nnx.Module):
         (B, T), key = mask_BTS.shape[:2], dropout_key
 
         normed_ND = self.norm_attention(x_ND)
-        q_BTHGK = name(rope(self.q(normed_ND, key).reshape(B, T, *self.q.out_shape), rope_BTK), "q")
-        k_BSHK = name(rope(self.k(normed_ND, key).reshape(B, T, *self.k.out_shape), rope_BTK), "k")
-        v_BSHK = name(self.v(normed_ND, key).reshape(B, T, *self.v.out_shape), "v")
+        q_NHGK, k_NHK, v_NHK = apply((self.q, self.k, self.v), normed_ND, key)
+        q_BTHGK = name(rope(q_NHGK.reshape(B, T, *self.q.out_shape), rope_BTK), "q")
+        k_BSHK = name(rope(k_NHK.reshape(B, T, *self.k.out_shape), rope_BTK), "k")
+        v_BSHK = name(v_NHK.reshape(B, T, *self.v.out_shape), "v")
         if cache is not None:
             cache = cache.write(layer, slots_BT, k_BSHK, v_BSHK)
             k_BSHK, v_BSHK = cache.read(layer)
@@ -101,8 +102,8 @@ class Block(nnx.Module):
         x_ND = x_ND + self.o(out_BTHGK.reshape(B * T, *out_BTHGK.shape[2:]), key)
         x_ND = name(constrain(x_ND, self.rules, "batch", None), "mid")
 
-        normed_ND = self.norm_mlp(x_ND)
-        gate_NF, up_NF = name(self.gate(normed_ND, key), "gate"), name(self.up(normed_ND, key), "up")
+        gate_NF, up_NF = apply((self.gate, self.up), self.norm_mlp(x_ND), key)
+        gate_NF, up_NF = name(gate_NF, "gate"), name(up_NF, "up")
         x_ND = x_ND + self.down(jax.nn.silu(gate_NF) * up_NF, key)
         return constrain(x_ND, self.rules, "batch", None), cache
 

@@ -1,9 +1,11 @@
 """The one Linear: an einsum equation, a shape, logical axes, and the low-rank path that follows from them."""
 
 import dataclasses
+import itertools
 import math
 import re
 import zlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,20 +30,29 @@ class LoraScale(nnx.Variable):
 
 
 @jax.custom_vjp
-def low_rank(x_NI: jax.Array, a_IR: jax.Array, b_RO: jax.Array) -> jax.Array:
-    """Return (x a) b. Its backward pass transposes the thin factors alone, never a full activation."""
-    return (x_NI @ a_IR) @ b_RO
+def low_rank(x_NI: jax.Array, a_IR: jax.Array, bs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Return (x a) b for adapters that read the same x; a holds the columns of all of them, each b has its rows.
+
+    One product reads x for all of them. The backward pass transposes thin factors alone, never a full activation.
+    """
+    return _low_rank_forward(x_NI, a_IR, bs)[0]
 
 
-def _low_rank_forward(x_NI, a_IR, b_RO):
+def _split(h_NR, bs):
+    ends = list(itertools.accumulate(b_RO.shape[0] for b_RO in bs))
+    return jnp.split(h_NR, ends[:-1], axis=1)
+
+
+def _low_rank_forward(x_NI, a_IR, bs):
     h_NR = checkpoint_name(x_NI @ a_IR, "low_rank")
-    return h_NR @ b_RO, (x_NI, h_NR, a_IR, b_RO)
+    return tuple(h @ b for h, b in zip(_split(h_NR, bs), bs, strict=True)), (x_NI, h_NR, a_IR, bs)
 
 
-def _low_rank_backward(residuals, grad_NO):
-    x_NI, h_NR, a_IR, b_RO = residuals
-    grad_NR = grad_NO @ b_RO.T
-    return grad_NR @ a_IR.T, (grad_NR.T @ x_NI).T, h_NR.T @ grad_NO
+def _low_rank_backward(residuals, grads):
+    x_NI, h_NR, a_IR, bs = residuals
+    grad_NR = jnp.concatenate([grad_NO @ b_RO.T for grad_NO, b_RO in zip(grads, bs, strict=True)], axis=1)
+    b_grads = tuple(h.T @ grad_NO for h, grad_NO in zip(_split(h_NR, bs), grads, strict=True))
+    return grad_NR @ a_IR.T, (grad_NR.T @ x_NI).T, b_grads
 
 
 low_rank.defvjp(_low_rank_forward, _low_rank_backward)
@@ -98,19 +109,8 @@ class Linear(nnx.Module):
             self.scale = LoraScale(jnp.array(slot.scales, jnp.float32), axes=("layers",))
 
     def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Apply one layer. Adapters are kept in float32, computed in x's dtype; without a key there is no dropout.
-
-        Inputs and outputs are flattened to one dimension each: XLA's CPU backend multiplies plain matrices fastest.
-        """
-        inputs, outputs = math.prod(self.in_shape), math.prod(self.out_shape)
-        x_NI = x.reshape(-1, inputs)
-        y_NO = x_NI @ self.w[...].reshape(inputs, outputs)
-        if self.adapted:
-            if self.dropout and dropout_key is not None:
-                x_NI = drop(x_NI, self.dropout, jax.random.fold_in(dropout_key, self.salt))
-            a_IR, b_RO = self.a[...].reshape(inputs, -1), self.b[...].reshape(-1, outputs) * self.scale[...]
-            y_NO += low_rank(x_NI, a_IR.astype(x.dtype), b_RO.astype(x.dtype))
-        return y_NO.reshape(-1, *self.out_shape)
+        """Apply one layer; without a key there is no dropout."""
+        return apply((self,), x, dropout_key)[0]
 
     def delta(self) -> jax.Array:
         """Return the weight change of the whole stack's adapters in float32, of w's shape."""
@@ -118,3 +118,25 @@ class Linear(nnx.Module):
         a_LIR = self.a[...].reshape(layers, -1, rank)
         b_LRO = self.b[...].reshape(layers, rank, -1) * self.scale[...][:, None, None]
         return jnp.einsum("LIR,LRO->LIO", a_LIR, b_LRO, precision="highest").reshape(self.w.shape)
+
+
+def apply(layers: Sequence[Linear], x: jax.Array, dropout_key: jax.Array | None = None) -> list[jax.Array]:
+    """Apply layers that read the same x. Adapters are kept in float32 and computed in x's dtype.
+
+    Their adapters share one product with x, and what dropout leaves of it. Inputs and outputs are flattened to one
+    dimension each: XLA's CPU backend multiplies plain matrices fastest.
+    """
+    inputs = math.prod(layers[0].in_shape)
+    x_NI = x.reshape(-1, inputs)
+    ys = [x_NI @ layer.w[...].reshape(inputs, -1) for layer in layers]
+    adapted = [index for index, layer in enumerate(layers) if layer.adapted]
+    if adapted:
+        first = layers[adapted[0]]
+        if first.dropout and dropout_key is not None:
+            x_NI = drop(x_NI, first.dropout, jax.random.fold_in(dropout_key, first.salt))
+        a_IR = jnp.concatenate([layers[i].a[...].reshape(inputs, -1) for i in adapted], axis=1)
+        scaled = [layers[i].b[...].reshape(layers[i].b.shape[0], -1) * layers[i].scale[...] for i in adapted]
+        deltas = low_rank(x_NI, a_IR.astype(x.dtype), tuple(b_RO.astype(x.dtype) for b_RO in scaled))
+        for i, delta_NO in zip(adapted, deltas, strict=True):
+            ys[i] += delta_NO
+    return [y_NO.reshape(-1, *layer.out_shape) for y_NO, layer in zip(ys, layers, strict=True)]

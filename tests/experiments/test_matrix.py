@@ -118,7 +118,7 @@ def test_an_experiment_killed_between_cells_goes_on_and_keeps_those_that_are_don
         f"--gin.Experiment.paradigms=('icl','fiat',{str(more)[1:]}",
         "--gin.Experiment.sizes=48",
     )
-    command = [sys.executable, "-m", "fiat_jax.cli", "experiment", *given, "--workdir=experiment"]
+    command = [sys.executable, "-m", "fiat_jax", "experiment", *given, "--workdir=experiment"]
     first = experiment.workdir / f"cells/{more[0]}-48-seed0.json"
     process = subprocess.Popen(command, cwd=world.root, env=world.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while process.poll() is None and not first.exists():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fiat_jax.models.linear import Linear, LoraSlot, low_rank
+from fiat_jax.models.linear import Linear, LoraSlot, apply, low_rank
 
 N, D, F, L = 64, 12, 10, 2
 
@@ -67,11 +67,30 @@ def test_a_layer_of_rank_zero_is_the_plain_layer(x_ND):
     assert np.abs(layer(stack, 1)(x_ND) - x_ND @ stack.w[...][1]).max() > 0.1
 
 
-def test_gradients_of_the_low_rank_path_are_those_of_two_plain_products(x_ND):
-    a, b = jax.random.normal(jax.random.key(1), (D, 3)), jax.random.normal(jax.random.key(2), (3, F))
-    ours = jax.grad(lambda *args: jnp.sum(jnp.sin(low_rank(*args))), argnums=(0, 1, 2))(x_ND, a, b)
-    plain = jax.grad(lambda x, a, b: jnp.sum(jnp.sin((x @ a) @ b)), argnums=(0, 1, 2))(x_ND, a, b)
-    jax.tree.map(lambda g, h: np.testing.assert_allclose(g, h, rtol=1e-4, atol=1e-4), ours, plain)
+def test_gradients_of_the_low_rank_path_are_those_of_plain_products(x_ND):
+    keys = jax.random.split(jax.random.key(1), 3)
+    a = jax.random.normal(keys[0], (D, 3 + 2))
+    bs = (jax.random.normal(keys[1], (3, F)), jax.random.normal(keys[2], (2, D)))
+
+    def plain(x, a, bs):
+        return (x @ a[:, :3]) @ bs[0], (x @ a[:, 3:]) @ bs[1]
+
+    def gradients(f):
+        total = lambda *args: sum(jnp.sum(jnp.sin(y)) for y in f(*args))  # noqa: E731
+        return jax.grad(total, argnums=(0, 1, 2))(x_ND, a, bs)
+
+    jax.tree.map(
+        lambda g, h: np.testing.assert_allclose(g, h, rtol=1e-4, atol=1e-4), gradients(low_rank), gradients(plain)
+    )
+
+
+def test_layers_applied_together_are_those_applied_one_by_one(x_ND):
+    stacks = [linear(LoraSlot((4, 4), (2.0, 0.5))), linear(None, seed=1), linear(LoraSlot((1, 3), (1.0, 1.0)), seed=2)]
+    for stack in stacks[::2]:
+        stack.b[...] = jax.random.normal(jax.random.key(1), stack.b.shape)
+    layers = [layer(stack, 1) for stack in stacks]
+    for together, one in zip(apply(layers, x_ND), layers, strict=True):
+        np.testing.assert_allclose(together, one(x_ND), rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture

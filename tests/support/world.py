@@ -50,7 +50,7 @@ class World:
         self, *arguments: object, status: int = 0, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess:
         """Run the command in a process of its own with one device; fail where the exit status is another one."""
-        command = [sys.executable, "-m", "fiat_jax.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "fiat_jax", *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=self.root, env=self.env | (env or {}))
         assert done.returncode == status, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
         return done
