@@ -306,4 +306,3 @@ VERBS = {
     "export": _export,
     "demo": _demo,
 }
-

@@ -20,6 +20,7 @@ from fiat_jax.sharding import check_batch
 from fiat_jax.training.config import TrainConfig
 from fiat_jax.training.interrupt import Signals
 from fiat_jax.training.log import Listener, TrainLog
+from fiat_jax.training.optimizer import averaged
 from fiat_jax.training.step import TrainState, train_step
 
 # trained parameters → metric → value; the loop does not know what is measured
@@ -121,7 +122,7 @@ def train(
         while not history.stale(config.patience):
             if step in evaluate_at and not history.evaluated(step):
                 log.flush()
-                history = history.add(Evaluation(step, dict(evaluate(run.state.trainable))))
+                history = history.add(Evaluation(step, dict(evaluate(run.evaluated))))
                 log.evaluated(step, history.evaluations[-1].metrics)
                 if history.best.step == step:
                     run.save_best(step)
@@ -195,6 +196,11 @@ class _Run:
             name: jax.make_array_from_process_local_data(self._batch_sharding, rows) for name, rows in batch.items()
         }
 
+    @property
+    def evaluated(self) -> Any:
+        """What is evaluated and kept: the trained parameters, or their average where one is asked for."""
+        return averaged(self.state.opt_state, self.state.trainable)
+
     def save(self, step: int, history: History) -> None:
         """Save what a later process needs to go on from here, unless that is done."""
         if step == self._saved:
@@ -205,8 +211,8 @@ class _Run:
         self._latest.save(step, self.state, {"run": self._facts, "evaluations": evaluations})
 
     def save_best(self, step: int) -> None:
-        """Save the trained parameters alone."""
-        self._best.save(step, self.state.trainable, {"run": self._facts})
+        """Save what was evaluated, alone."""
+        self._best.save(step, self.evaluated, {"run": self._facts})
 
     def restore(self, history: History) -> tuple[int, History]:
         """Take up the newest checkpoint, if there is one; return its step and history."""

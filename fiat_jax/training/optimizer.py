@@ -1,9 +1,10 @@
-"""AdamW with warm-up and decay, clipping, and LoRA+'s faster B."""
+"""AdamW with warm-up and decay, clipping, LoRA+'s faster B, and an average of what was trained."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from fiat_jax.errors import UserError, did_you_mean
@@ -22,6 +23,8 @@ class OptimizerConfig:
         weight_decay: decoupled, on matrices alone.
         clip_norm: the largest global norm of a gradient (per target token); 0: no clipping.
         lora_plus_ratio: how many times faster B learns than A (LoRA+, arXiv 2402.12354).
+        average: the decay of the moving average of the trained parameters, which is then what is evaluated, kept and
+            exported; 0.998 remembers some 500 steps. 0: the parameters themselves. One more copy of them is held.
     """
 
     learning_rate: float = 1e-3
@@ -30,6 +33,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     lora_plus_ratio: float = 1.0
+    average: float = 0.0
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -42,6 +46,9 @@ class OptimizerConfig:
             raise UserError(f"learning_rate is {self.learning_rate}; it must be above 0")
         if not 0 <= self.warmup < 1:
             raise UserError(f"warmup is a share of all steps, at least 0 and less than 1; got {self.warmup}")
+
+        if not 0 <= self.average < 1:
+            raise UserError(f"average is the decay of a moving average, at least 0 and less than 1; got {self.average}")
 
     def learning_rates(self, num_steps: int) -> optax.Schedule:
         """Return step → learning rate."""
@@ -69,7 +76,39 @@ class OptimizerConfig:
                 mask=lambda tree: _by_name(tree, lambda name: name != "gain"),
             ),
             optax.masked(optax.scale(self.lora_plus_ratio), lambda tree: _by_name(tree, lambda name: name == "b")),
+            averaging(self.average) if self.average else optax.identity(),
         )
+
+
+class Average(NamedTuple):
+    """The state of `averaging`."""
+
+    count: jax.Array
+    average: Any
+
+
+def averaging(decay: float) -> optax.GradientTransformation:
+    """Hand updates on, and keep the moving average of the parameters they lead to (Polyak and Juditsky 1992).
+
+    After n steps the decay is at most (1 + n) / (10 + n), so that the initial values are soon forgotten.
+    """
+
+    def init(params):
+        return Average(jnp.int32(0), jax.tree.map(jnp.copy, params))  # copied: the step is given its state to overwrite
+
+    def update(updates, state, params=None):
+        count = state.count + 1
+        kept = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
+        reached = optax.apply_updates(params, updates)
+        average = jax.tree.map(lambda old, new: (kept * old + (1 - kept) * new).astype(old.dtype), state.average, reached)
+        return updates, Average(count, average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(opt_state: Any, trainable: Any) -> Any:
+    """Return the average that an optimizer keeps of the trained parameters, or themselves where it keeps none."""
+    return optax.tree.get(opt_state, "Average", Average(jnp.int32(0), trainable)).average
 
 
 def _by_name(tree: Any, test) -> Any:

@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from support.tiny_run import tiny_model
 
 from fiat_jax.errors import UserError
-from fiat_jax.training.optimizer import OptimizerConfig
+from fiat_jax.training.optimizer import OptimizerConfig, averaged
 
 
 def rates(num_steps: int = 10, **options) -> list[float]:
@@ -96,3 +97,25 @@ def test_lora_plus_multiplies_the_update_of_b_alone():
 def test_settings_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(UserError, match=message):
         OptimizerConfig(**wrong)
+
+
+def test_the_average_follows_the_parameters_and_forgets_where_they_began():
+    params = {"w": jnp.ones(3)}
+    optimizer = OptimizerConfig(learning_rate=0.5, schedule="constant", warmup=0.0, average=0.7).build(10)
+    state, want = optimizer.init(params), np.ones(3)
+    for step in range(1, 6):
+        found, state = optimizer.update({"w": jnp.ones(3)}, state, params)
+        params = optax.apply_updates(params, found)
+        kept = min(0.7, (1 + step) / (10 + step))
+        want = kept * want + (1 - kept) * np.asarray(params["w"])
+        np.testing.assert_allclose(averaged(state, params)["w"], want, rtol=1e-6)
+
+
+def test_without_an_average_the_parameters_themselves_are_evaluated():
+    params = {"w": jnp.ones(3)}
+    assert averaged(OptimizerConfig().build(10).init(params), params) is params
+
+
+def test_an_average_that_never_forgets_is_refused():
+    with pytest.raises(UserError, match="average is the decay"):
+        OptimizerConfig(average=1.0)

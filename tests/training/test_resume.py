@@ -52,6 +52,18 @@ def test_sigterm_saves_at_once_and_the_next_run_goes_on_from_there(run, log_of, 
     assert same_arrays(done.trainable, straight[0].trainable)
 
 
+def test_an_average_of_the_parameters_is_what_is_evaluated_and_kept_and_outlives_an_interruption(run, straight):
+    config = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, average=0.9))
+    whole = run("whole", config)
+    with pytest.raises(Interrupted):
+        run(config=config, batches=tiny_batches(at_step=lambda now: now == 7 and os.kill(os.getpid(), signal.SIGTERM)))
+    done = run(config=config)
+    assert done.history == whole.history
+    assert same_arrays(done.trainable, whole.trainable)
+    assert done.history.evaluations[0] == straight[0].history.evaluations[0]
+    assert done.history.evaluations[1] != straight[0].history.evaluations[1]
+
+
 @pytest.mark.parametrize("doomed", [1, 4, 6])
 def test_a_crash_in_a_save_loses_neither_the_best_nor_the_latest(run, log_of, straight, monkeypatch, doomed):
     count, save = itertools.count(), Checkpoints.save
