@@ -97,10 +97,12 @@ def averaging(decay: float) -> optax.GradientTransformation:
         return Average(jnp.int32(0), jax.tree.map(jnp.copy, params))  # copied: the step is given its state to overwrite
 
     def update(updates, state, params=None):
+        assert params is not None
         count = state.count + 1
         kept = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
         reached = optax.apply_updates(params, updates)
-        average = jax.tree.map(lambda old, new: (kept * old + (1 - kept) * new).astype(old.dtype), state.average, reached)
+        move = lambda old, new: (kept * old + (1 - kept) * new).astype(old.dtype)  # noqa: E731
+        average = jax.tree.map(move, state.average, reached)
         return updates, Average(count, average)
 
     return optax.GradientTransformation(init, update)
