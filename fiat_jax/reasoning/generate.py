@@ -205,6 +205,9 @@ def _other_reports(store: ReasoningStore, provenance: Provenance) -> list[str]:
 def _write_quarantine(path: Path | None, quarantined: Sequence[Quarantined]) -> None:
     if path is None:
         return
+    if not quarantined:
+        path.unlink(missing_ok=True)  # of an earlier run, whose rows have since been answered
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = [{"id": entry.row_id, "sample": entry.sample, "reason": entry.reason} for entry in quarantined]
     lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
