@@ -39,6 +39,7 @@ PARADIGMS = {
         Paradigm("finetune-lora", reasoning_use="none", use_instructions=False),
         Paradigm("fiat-no-reasoning", reasoning_use="none"),
         Paradigm("fiat"),
+        Paradigm("fiat-full", lora=False),
         Paradigm("fiat-answer-only", reasoning_use="answer"),
         Paradigm("fiat-rationale-only", reasoning_use="rationale"),
         Paradigm("fiat-shuffled", shuffled=True),

@@ -62,6 +62,7 @@ def test_each_paradigm_reads_the_parts_of_the_large_model_s_words_that_its_name_
         "finetune-lora": {},
         "fiat-no-reasoning": {},
         "fiat": dict([rationale, answer]),
+        "fiat-full": dict([rationale, answer]),
         "fiat-answer-only": dict([answer]),
         "fiat-rationale-only": dict([rationale]),
     }
