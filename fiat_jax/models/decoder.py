@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name as name
 
 from fiat_jax.models.attention import KVCache, attend, rope, rope_tables, visible
 from fiat_jax.models.head import cross_entropy, target_log_probs
-from fiat_jax.models.linear import WEIGHT_STD, Linear, LoraSlot, apply
+from fiat_jax.models.linear import EMBED_AXES, WEIGHT_STD, Embedding, Linear, LoraSlot, apply
 from fiat_jax.sharding import TRAIN, ShardingRules, constrain
 
 REMAT_POLICIES = {
@@ -114,13 +114,12 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, build: Build, rngs: nnx.Rngs):
         V, D, dtype = config.vocab_size, config.width, jnp.dtype(build.dtype)
         self.config, self.build = config, build
-        embed = WEIGHT_STD * jax.random.normal(rngs.params(), (V, D), dtype)
-        self.embed = nnx.Param(embed, axes=("vocab", "embed"))
+        self.embed = Embedding(V, D, slot=dict(build.slots).get("embed"), rngs=rngs, dtype=dtype)
         self.blocks = Block(config, build, rngs)
         self.norm = RMSNorm(D, config.norm_eps, dtype)
         if not config.tied_head:
             head = WEIGHT_STD * jax.random.normal(rngs.params(), (V, D), dtype)
-            self.head = nnx.Param(head, axes=("vocab", "embed"))
+            self.head = nnx.Param(head, axes=EMBED_AXES)
 
     def __call__(self, tokens_BT, positions_BT, mask_BTS, *, cache=None, slots_BT=None, dropout_key=None):
         """Return hidden states (B, T, D) after the last norm, and the cache.
@@ -130,8 +129,7 @@ class Decoder(nnx.Module):
         """
         c, (B, T) = self.config, tokens_BT.shape
         rope_BTK = rope_tables(positions_BT, c.head_dim, c.rope_theta)
-        table_VD = constrain(self.embed[...], self.build.rules, "vocab", None)  # a lookup needs whole rows of it
-        x_ND = constrain(table_VD[tokens_BT.reshape(-1)], self.build.rules, "batch", None)
+        x_ND = constrain(self.embed(tokens_BT.reshape(-1), self.build.rules), self.build.rules, "batch", None)
         graphdef, stacked = nnx.split(self.blocks)
 
         def run(carry, inputs):
@@ -147,7 +145,7 @@ class Decoder(nnx.Module):
     @property
     def head_VD(self) -> jax.Array:
         """The output matrix, which a tied model shares with the embedding."""
-        return self.embed[...] if self.config.tied_head else self.head[...]
+        return self.embed.w[...] if self.config.tied_head else self.head[...]
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Return float32 logits (B, T, V) of hidden states; use `loss` or `log_probs` where T is long."""

@@ -43,13 +43,14 @@ class Family:
         return tuple(t for t in self.tensors if not (t.path == "head" and config.tied_head))
 
     def modules(self, config: DecoderConfig) -> dict[str, tuple[str, ...]]:
-        """Return our name of each stack of linear layers → the Hugging Face paths of its layers."""
-        linear = [t for t in self.tensors if t.path.startswith("blocks.") and t.path.endswith(".w")]
+        """Return our name of all that can be adapted ("q", ..., "embed") → the Hugging Face paths of its layers."""
         return {
-            t.path.split(".")[1]: tuple(
-                t.name.format(layer=layer).removesuffix(".weight") for layer in range(config.num_layers)
+            t.path.split(".")[-2]: tuple(
+                t.name.format(layer=layer).removesuffix(".weight")
+                for layer in range(config.num_layers if t.stacked else 1)
             )
-            for t in linear
+            for t in self.tensors
+            if t.path.endswith(".w")
         }
 
 
@@ -116,7 +117,7 @@ LLAMA = Family(
     "llama",
     _read_llama,
     (
-        Tensor("embed", "model.embed_tokens.weight", "V D", "V D"),
+        Tensor("embed.w", "model.embed_tokens.weight", "V D", "V D"),
         Tensor("blocks.norm_attention.gain", _LAYER + "input_layernorm.weight", "D", "D"),
         Tensor("blocks.q.w", _LAYER + "self_attn.q_proj.weight", "(H G K) D", "D H G K"),
         Tensor("blocks.k.w", _LAYER + "self_attn.k_proj.weight", "(H K) D", "D H K"),

@@ -1,4 +1,4 @@
-"""The one Linear: an einsum equation, a shape, logical axes, and the low-rank path that follows from them."""
+"""The one Linear, and the embedding: a shape, logical axes, and the low-rank path that follows from them."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from fiat_jax.sharding import ShardingRules, constrain
+
 WEIGHT_STD = 0.02
+EMBED_AXES = ("vocab", "embed")
 Weight = nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam))  # a filter: LoRAParam is a subclass of Param
 
 
@@ -118,6 +121,35 @@ class Linear(nnx.Module):
         a_LIR = self.a[...].reshape(layers, -1, rank)
         b_LRO = self.b[...].reshape(layers, rank, -1) * self.scale[...][:, None, None]
         return jnp.einsum("LIR,LRO->LIO", a_LIR, b_LRO, precision="highest").reshape(self.w.shape)
+
+
+class Embedding(nnx.Module):
+    """A row of `w` (V, D) for every token, plus `scale · a[token] b` where it is adapted.
+
+    As in peft, `a` (V, R) is zero in a fresh adapter and `b` (R, D) is drawn, and there is no dropout. A head that is
+    tied to `w` does not read the adapter.
+    """
+
+    def __init__(self, vocab_size: int, width: int, *, slot: LoraSlot | None, rngs: nnx.Rngs, dtype):
+        self.w = nnx.Param(WEIGHT_STD * jax.random.normal(rngs.params(), (vocab_size, width), dtype), axes=EMBED_AXES)
+        self.adapted = slot is not None
+        if slot is not None:
+            (rank,), (scale,) = slot.ranks, slot.scales
+            self.a = nnx.LoRAParam(jnp.zeros((vocab_size, rank), jnp.float32), axes=("vocab", "rank"))
+            self.b = nnx.LoRAParam(jax.random.normal(rngs.lora(), (rank, width), jnp.float32), axes=("rank", "embed"))
+            self.scale = LoraScale(jnp.float32(scale), axes=())
+
+    def __call__(self, tokens_N: jax.Array, rules: ShardingRules) -> jax.Array:
+        """Return one row a token, (N, D); a lookup needs whole rows of what it reads."""
+        x_ND = constrain(self.w[...], rules, "vocab", None)[tokens_N]
+        if self.adapted:
+            a_VR = constrain(self.a[...].astype(x_ND.dtype), rules, "vocab", None)
+            x_ND += a_VR[tokens_N] @ (self.b[...] * self.scale[...]).astype(x_ND.dtype)
+        return x_ND
+
+    def delta(self) -> jax.Array:
+        """Return the adapter's change of w in float32."""
+        return jnp.matmul(self.a[...], self.b[...] * self.scale[...], precision="highest")
 
 
 def apply(layers: Sequence[Linear], x: jax.Array, dropout_key: jax.Array | None = None) -> list[jax.Array]:

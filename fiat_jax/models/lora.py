@@ -9,6 +9,7 @@ from fiat_jax.errors import UserError, did_you_mean
 from fiat_jax.models.linear import LoraSlot
 
 ALL_LINEAR = "all-linear"
+EMBEDDING = "embed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,7 @@ class LoraConfig:
         rank: r, the inner dimension of the adapter.
         alpha: α; the adapter's output is scaled by α/r, or by α/√r with `rslora`.
         targets: "all-linear"; another string is a regular expression that must match a module's whole path; a sequence
-            holds module paths or their dotted ends.
+            holds module paths or their dotted ends. The embedding ("embed_tokens") is not linear: name it.
         dropout: the share of an adapted layer's inputs that its adapter does not see in training.
         rank_pattern, alpha_pattern: regular expression for a module's path, or its dotted end → its own r or α.
     """
@@ -56,6 +57,8 @@ def resolve(config: LoraConfig, modules: Mapping[str, tuple[str, ...]]) -> tuple
 
     `modules` maps our name of a stack to the Hugging Face paths of its layers, in order.
     """
+    if isinstance(config.targets, str) and config.targets.lower() == ALL_LINEAR:
+        modules = {name: stack for name, stack in modules.items() if name != EMBEDDING}
     paths = [path for stack in modules.values() for path in stack]
     targets = (config.targets,) if isinstance(config.targets, str) else tuple(config.targets)
     unmatched = [t for t in targets if not any(_is_target(config.targets, t, path) for path in paths)]

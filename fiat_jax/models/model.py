@@ -15,8 +15,8 @@ from fiat_jax.errors import UserError, did_you_mean
 from fiat_jax.models.checkpoints import WeightFiles, check_tensors, host_array, load_array, read_config, to_theirs
 from fiat_jax.models.decoder import REMAT_POLICIES, Build, Decoder, DecoderConfig
 from fiat_jax.models.families import LLAMA, Family, family_of
-from fiat_jax.models.linear import LoraScale, Weight
-from fiat_jax.models.lora import LoraConfig, resolve
+from fiat_jax.models.linear import EMBED_AXES, LoraScale, Weight
+from fiat_jax.models.lora import EMBEDDING, LoraConfig, resolve
 from fiat_jax.sharding import TRAIN, ShardingRules, named
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -180,16 +180,22 @@ def _assemble(config, family, mesh, build, state, lora) -> Model:
 
 
 def merge(model: Model, sign: int = 1) -> nnx.State:
-    """Return the base weights with the adapters added (or subtracted: sign = -1), in the base's dtype."""
+    """Return the base weights with the adapters added (or subtracted: sign = -1), in the base's dtype.
+
+    A head that was tied to an adapted embedding is then a weight of its own, as it was: it never read the adapter.
+    """
 
     @jax.jit
     def added(trainable, frozen):
         module = nnx.merge(model.graphdef, trainable, frozen)
+        untied = {}
         for name, _ in model.build.slots:
-            linear = getattr(module.blocks, name)
-            w = linear.w[...]
-            linear.w[...] = (w.astype(jnp.float32) + sign * linear.delta()).astype(w.dtype)
-        return nnx.state(module, Weight)
+            layer = module.embed if name == EMBEDDING else getattr(module.blocks, name)
+            w = layer.w[...]
+            if name == EMBEDDING and model.config.tied_head:
+                untied = {"head": nnx.Param(w, axes=EMBED_AXES)}
+            layer.w[...] = (w.astype(jnp.float32) + sign * layer.delta()).astype(w.dtype)
+        return nnx.merge_state(nnx.state(module, Weight), nnx.State(untied))
 
     return added(model.trainable, model.frozen)
 
@@ -197,9 +203,11 @@ def merge(model: Model, sign: int = 1) -> nnx.State:
 def with_weights(model: Model, weights: nnx.State) -> Model:
     """Return the model of these base weights, without adapters."""
     build = dataclasses.replace(model.build, slots=())
-    state = nnx.merge_state(weights)
-    merged = _assemble(model.config, model.family, model.mesh, build, state, None)
-    return dataclasses.replace(merged, directory=model.directory, hf_config=model.hf_config)
+    config, hf_config = model.config, model.hf_config
+    if config.tied_head and "head" in weights:
+        config, hf_config = dataclasses.replace(config, tied_head=False), {**hf_config, "tie_word_embeddings": False}
+    merged = _assemble(config, model.family, model.mesh, build, nnx.merge_state(weights), None)
+    return dataclasses.replace(merged, directory=model.directory, hf_config=hf_config)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from flax import nnx
 from fiat_jax.errors import UserError
 from fiat_jax.models.checkpoints import host_array, read_json
 from fiat_jax.models.families import Family
-from fiat_jax.models.lora import LoraConfig
+from fiat_jax.models.lora import EMBEDDING, LoraConfig
 from fiat_jax.models.model import Model
 
 PREFIX = "base_model.model."
@@ -26,6 +26,8 @@ HARMLESS = {
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
 }
 NEUTRAL = (None, False, "none", [], {})  # values that switch an option off
+TABLE = "embed_tokens"  # what peft wraps as an embedding, with names of its own; it may save the table beside them
+TABLE_ITSELF = f"{TABLE}.base_layer.weight"
 OWN_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # initialisations that change the base's weights too
 
 
@@ -49,17 +51,29 @@ def save_adapter(model: Model, directory: str | Path, trainable: nnx.State | Non
 
 
 def adapter_tensors(model: Model, trainable: nnx.State) -> dict[str, np.ndarray]:
-    """Return peft's name, without its prefix → host array: lora_A (r, in) and lora_B (out, r) of every layer."""
+    """Return peft's name, without its prefix → host array: A (r, in) and B (out, r) of every layer."""
     modules, flat = model.family.modules(model.config), _flat(trainable)
     tensors = {}
     for name, slot in model.build.slots:
-        a, b = (host_array(flat[f"blocks.{name}.{part}"], "float32") for part in "ab")
+        a, b = (_stacked(name, host_array(flat[_place(name, part)], "float32")) for part in "ab")
         for layer, (path, rank) in enumerate(zip(modules[name], slot.ranks, strict=True)):
             if rank:
                 a_IR, b_RO = a[layer].reshape(-1, a.shape[-1]), b[layer].reshape(b.shape[1], -1)
-                tensors[f"{path}.lora_A.weight"] = np.ascontiguousarray(a_IR[:, :rank].T)
-                tensors[f"{path}.lora_B.weight"] = np.ascontiguousarray(b_RO[:rank].T)
+                tensors[_tensor(path, "a")] = np.ascontiguousarray(a_IR[:, :rank].T)
+                tensors[_tensor(path, "b")] = np.ascontiguousarray(b_RO[:rank].T)
     return tensors
+
+
+def _place(name: str, part: str) -> str:
+    return f"{name}.{part}" if name == EMBEDDING else f"blocks.{name}.{part}"
+
+
+def _stacked(name: str, array: np.ndarray) -> np.ndarray:
+    return array[None] if name == EMBEDDING else array
+
+
+def _tensor(path: str, part: str) -> str:
+    return f"{path}.lora_embedding_{part.upper()}" if path.endswith(TABLE) else f"{path}.lora_{part.upper()}.weight"
 
 
 def _flat(state: nnx.State) -> dict[str, Any]:
@@ -122,14 +136,14 @@ def _refuse_options(theirs: Mapping[str, Any], path: Path) -> None:
 
 def _adapted(directory: str | Path, known: set[str]) -> tuple[str, ...]:
     """Return the layers that an adapter's tensors belong to, each of which has its two."""
-    names = [name.removeprefix(PREFIX) for name in _tensors(directory)]
+    names = [name.removeprefix(PREFIX) for name in _tensors(directory) if not name.endswith(TABLE_ITSELF)]
     adapted = tuple(dict.fromkeys(name.rsplit(".lora_", 1)[0] for name in names))
     foreign = [name for name in adapted if name not in known]
     if foreign:
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
         ends = sorted({path.rsplit(".", 1)[-1] for path in known})
         raise UserError(f"{directory} adapts {foreign[0]}{more}, which this model lacks; it has {', '.join(ends)}")
-    wanted = {f"{path}.lora_{part}.weight" for path in adapted for part in "AB"}
+    wanted = {_tensor(path, part) for path in adapted for part in "ab"}
     problems = [f"missing {name}" for name in sorted(wanted - set(names))]
     problems += [f"extra {name}" for name in sorted(set(names) - wanted)]
     if problems:
@@ -160,6 +174,7 @@ def load_adapter(model: Model, directory: str | Path) -> nnx.State:
     """
     _check_base(model, Path(directory))
     tensors = {name.removeprefix(PREFIX): array for name, array in _tensors(directory).items()}
+    _check_table(model, directory, tensors)
     modules, loaded = model.family.modules(model.config), []
     slots = dict(model.build.slots)
     wanted = {path for name, slot in slots.items() for path, r in zip(modules[name], slot.ranks, strict=True) if r}
@@ -168,20 +183,20 @@ def load_adapter(model: Model, directory: str | Path) -> nnx.State:
         differ = ", ".join(sorted(wanted ^ found))
         raise UserError(f"{directory} and this model do not adapt the same layers; they differ in {differ}")
     for path, variable in nnx.to_flat_state(model.trainable):
-        _, name, part = map(str, path)
+        name, part = map(str, path[-2:])
         value, slot = variable.get_value(), slots[name]
         array = np.zeros(value.shape, np.float32)
+        stack = _stacked(name, array)
         for layer, (module, rank) in enumerate(zip(modules[name], slot.ranks, strict=True)):
             if rank == 0:
                 continue
-            theirs = tensors[f"{module}.lora_{part.upper()}.weight"]
-            ours = (
-                array[layer].reshape(-1, value.shape[-1]) if part == "a" else array[layer].reshape(value.shape[1], -1)
-            )
+            theirs = tensors[_tensor(module, part)]
+            rows, columns = (-1, stack.shape[-1]) if part == "a" else (stack.shape[1], -1)
+            ours = stack[layer].reshape(rows, columns)
             want = (rank, ours.shape[0]) if part == "a" else (ours.shape[1], rank)
             if theirs.shape != want:
                 raise UserError(
-                    f"{directory}: {module}.lora_{part.upper()} is {theirs.shape}, this model needs {want}: "
+                    f"{directory}: {_tensor(module, part)} is {theirs.shape}, this model needs {want}: "
                     "the adapter was made for another base or with another rank"
                 )
             if part == "a":
@@ -190,6 +205,14 @@ def load_adapter(model: Model, directory: str | Path) -> nnx.State:
                 ours[:rank] = theirs.T
         loaded.append((path, variable.replace(jax.device_put(array, value.sharding))))
     return nnx.from_flat_state(loaded)
+
+
+def _check_table(model: Model, directory: str | Path, tensors: dict[str, np.ndarray]) -> None:
+    """Take the embedding that peft saved beside its adapter out of the tensors; it must be the base's own."""
+    for name in [name for name in tensors if name.endswith(TABLE_ITSELF)]:
+        ours, theirs = _flat(model.frozen)["embed.w"], tensors.pop(name)
+        if theirs.shape != ours.shape or not np.allclose(theirs, host_array(ours, "float32"), atol=1e-2):
+            raise UserError(f"{directory} holds an embedding {theirs.shape} that is not the base's {ours.shape}")
 
 
 def _check_base(model: Model, directory: Path) -> None:

@@ -113,7 +113,8 @@ def filled():
         for path, variable in nnx.to_flat_state(model.trainable):
             old = variable.get_value()
             new = rng.normal(size=old.shape, scale=std).astype(np.float32)
-            for layer, rank in enumerate(slots[path[1]].ranks):
+            ranks = slots[path[-2]].ranks if path[0] == "blocks" else ()  # the embedding is not stacked, nor padded
+            for layer, rank in enumerate(ranks):
                 padding = new[layer, ..., rank:] if path[-1] == "a" else new[layer, rank:]
                 padding[...] = 0
             flat.append((path, variable.replace(jax.device_put(new, old.sharding))))

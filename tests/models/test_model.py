@@ -179,6 +179,20 @@ def test_a_merged_model_on_any_mesh_is_read_by_transformers(
     np.testing.assert_allclose(logits(model, tokens), reference(tmp_path / "merged", tokens), atol=2e-4)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_merged_embedding_leaves_the_head_as_it_was(
+    tied, write_checkpoint, eight_devices, filled, reference, tokens, tmp_path
+):
+    source = write_checkpoint(tie_word_embeddings=tied)
+    lora = LoraConfig(rank=3, targets=("embed_tokens", "q_proj"))
+    model = filled(load_model(ModelConfig(str(source)), eight_devices, lora=lora), std=0.1)
+    merged = with_weights(model, merge(model))
+    assert largest_logit_difference(model, merged, tokens) < 1e-4
+    assert np.abs(logits(model, tokens) - reference(source, tokens)).max() > 0.1
+    write_model(tmp_path / "merged", their_tensors(merged, merged.weights()), merged.hf_config, source)
+    np.testing.assert_allclose(logits(model, tokens), reference(tmp_path / "merged", tokens), atol=2e-4)
+
+
 def test_random_weights_are_made_where_they_belong(tiny, eight_devices):
     model = random_model(tiny, eight_devices)
     q = model.trainable["blocks"]["q"]["w"].get_value()

@@ -18,6 +18,7 @@ OURS = {
     "rsLoRA": LoraConfig(rank=4, alpha=3, rslora=True),
     "names": LoraConfig(rank=4, targets=("q_proj", "mlp.down_proj")),
     "some layers": LoraConfig(rank=4, targets=r"model\.layers\.[02]\.(self_attn\.(k|o)_proj|mlp\.up_proj)"),
+    "the embedding too": LoraConfig(rank=4, targets=("embed_tokens", "v_proj"), rank_pattern={"embed_tokens": 3}),
     "ranks and alphas by layer": LoraConfig(
         rank=4,
         rank_pattern={"layers.0.self_attn.q_proj": 2, r"2\.mlp\..*": 7},
@@ -37,6 +38,7 @@ THEIRS = {
         "rank_pattern": {"layers.0.self_attn.q_proj": 2, r"layers\.[12]\.mlp\.up_proj": 6},
         "alpha_pattern": {"v_proj": 40, "layers.2.self_attn.q_proj": 1},
     },
+    "the embedding too": {"r": 3, "target_modules": ["embed_tokens", "q_proj"]},
     "another initialisation": {"r": 3, "target_modules": ["q_proj"], "init_lora_weights": "gaussian"},
 }
 
@@ -74,6 +76,7 @@ def read(adapter, base, mesh):
     return dataclasses.replace(model, trainable=load_adapter(model, adapter))
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")  # the head does not read the adapter, as here
 @pytest.mark.parametrize("lora", OURS.values(), ids=OURS)
 def test_peft_gives_our_logits_with_our_adapter(lora, checkpoint, one_device, filled, reference, tokens, tmp_path):
     model = filled(load_model(ModelConfig(str(checkpoint)), one_device, lora=lora), std=0.2)
@@ -86,6 +89,8 @@ def test_peft_gives_our_logits_with_our_adapter(lora, checkpoint, one_device, fi
     np.testing.assert_allclose(logits(again, tokens), ours, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")  # the head does not read the adapter, as here
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 @pytest.mark.parametrize("options", THEIRS.values(), ids=THEIRS)
 def test_our_logits_are_those_of_peft_with_its_adapter(options, checkpoint, by_peft, one_device, reference, tokens):
     adapter = by_peft(checkpoint, **options)
