@@ -67,7 +67,7 @@ def test_no_token_sees_the_future(model):
         x_TD = model.module(trainable, model.frozen).target_states(batch)[0]
         return jnp.sum(x_TD[t] * jnp.arange(16.0))
 
-    sensitivity = jax.jit(jax.vmap(lambda t: jax.grad(state)(model.trainable, t)["embed"]))
+    sensitivity = jax.jit(jax.vmap(lambda t: jax.grad(state)(model.trainable, t)["embed"]["w"]))
     seen_TS = np.abs(sensitivity(jnp.arange(T)).get_value()).sum(-1)[:, :T] > 0
     np.testing.assert_array_equal(seen_TS, np.tril(np.ones((T, T), bool)))
 

@@ -23,7 +23,10 @@ TARGETS = [
     r"model\.layers\.[01]\..*",
     r".*layers\.(1|2)\.mlp\.(gate|up)_proj",
     r"model.layers.0.self_attn.q_proj",
+    ("embed_tokens", "q_proj"),
+    r".*(embed_tokens|v_proj)",
 ]
+EMBEDDING = "model.embed_tokens"
 PATTERNS = [
     {},
     {"q_proj": 2},
@@ -68,15 +71,21 @@ def test_targets_match_what_peft_matches(targets, modules, paths):
 
 @pytest.mark.parametrize("spelling", ["all-linear", "All-Linear"])
 def test_all_linear_takes_every_linear_layer_but_the_head(spelling, modules, paths):
-    assert by_path(LoraConfig(targets=spelling), modules).keys() == set(paths)
+    assert by_path(LoraConfig(targets=spelling), modules).keys() == set(paths) - {EMBEDDING}
+
+
+def test_the_embedding_is_adapted_where_it_is_named(modules):
+    assert by_path(LoraConfig(targets=("embed_tokens", "q_proj")), modules).keys() >= {EMBEDDING}
+    assert by_path(LoraConfig(targets=r"model\.embed_tokens"), modules) == {EMBEDDING: (16, 2.0)}
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_patterns_give_the_ranks_and_alphas_that_peft_gives(pattern, modules, paths):
     from peft.utils.other import get_pattern_key
 
-    ranks = by_path(LoraConfig(rank=4, alpha=8, rank_pattern=pattern), modules)
-    alphas = by_path(LoraConfig(rank=4, alpha=8, alpha_pattern=pattern), modules)
+    every = tuple(paths)
+    ranks = by_path(LoraConfig(rank=4, alpha=8, targets=every, rank_pattern=pattern), modules)
+    alphas = by_path(LoraConfig(rank=4, alpha=8, targets=every, alpha_pattern=pattern), modules)
     for path in paths:
         override = pattern.get(get_pattern_key(pattern.keys(), path))
         assert ranks[path] == (override or 4, 8 / (override or 4))
@@ -104,7 +113,10 @@ def test_stacks_without_a_target_have_no_slot_and_layers_without_one_have_rank_z
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"targets": ("q_prj", "v_proj")}, "targets ('q_prj',) match no layer; layers are q_proj, k_proj, v_proj, "),
+        (
+            {"targets": ("q_prj", "v_proj")},
+            "targets ('q_prj',) match no layer; layers are embed_tokens, q_proj, k_proj, ",
+        ),
         ({"targets": ("q_prj",)}, "Did you mean 'q_proj'?"),
         ({"targets": r".*\.qproj"}, r"targets ('.*\\.qproj',) match no layer"),
         ({"targets": "q_proj"}, "A string is a regular expression for a layer's whole path; put names in a list."),
