@@ -48,7 +48,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def facts(self, step: int) -> dict[str, Any]:
-        """Return what was saved beside a step's tree; a damaged file is a UserError."""
+        """Return what was saved beside a step's tree; a file that cannot be read is a UserError."""
         with self._reading(step):
             restored = self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))
             return dict(restored["facts"])
@@ -57,7 +57,7 @@ class Checkpoints:
         """Return a step's tree with the structure, dtypes and shardings of `like` (arrays or ShapeDtypeStructs).
 
         Raises:
-            UserError: the checkpoint holds other arrays than `like`, or is damaged.
+            UserError: the checkpoint holds other arrays than `like`, or cannot be read.
         """
         flat, structure = jax.tree_util.tree_flatten_with_path(like)
         target = {
@@ -79,8 +79,8 @@ class Checkpoints:
             raise
         except Exception as error:  # what Orbax and TensorStore raise on damaged files has no common class
             raise UserError(
-                f"{self._directory}/{step} is damaged ({textwrap.shorten(str(error), 160)}); restore it from a copy, "
-                f"or remove {self._directory.parent} to begin this run anew"
+                f"{self._directory}/{step} cannot be read ({textwrap.shorten(str(error), 160)}); "
+                f"if it is damaged, restore it from a copy, or remove {self._directory.parent} to begin this run anew"
             ) from error
 
     def _check(self, step: int, target: Mapping[str, jax.ShapeDtypeStruct]) -> None:

@@ -100,5 +100,7 @@ def test_a_file_cut_short_is_damage_and_nothing_else(saved, file, kept):
     for path in (directory / "3").glob(file):
         path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
     checkpoints = Checkpoints(directory)
-    with pytest.raises(UserError, match=rf"{directory}/3 is damaged \(.+\); restore it from a copy, or remove"):
+    with pytest.raises(
+        UserError, match=rf"{directory}/3 cannot be read \(.+\); if it is damaged, restore it from a copy, or remove"
+    ):
         checkpoints.restore(3, checkpoints.facts(3) and tree())

@@ -2,8 +2,8 @@
 
 Rows are filled from shuffled examples towards an exact fit: an example joins a row only where the room that it leaves
 can be filled by lengths that are still there (subset sums, kept as the bits of one integer). Lengths are proposed as
-often as they occur, so the last rows meet the same mixture as the first. On e-SNLI as prompts/esnli.yaml renders it (93
-to 255 tokens), rows of 400 tokens are 98.9% full and rows of 1,024 are 99.1%; best fit, longest first: 92.5 and 96.4%.
+often as they occur, so the last rows meet the same mixture as the first. On e-SNLI as one prompt rendered it (93 to 255
+tokens), rows of 400 tokens are 98.9% full and rows of 1,024 are 99.1%; best fit, longest first: 92.5 and 96.4%.
 """
 
 from collections.abc import Iterator, Sequence

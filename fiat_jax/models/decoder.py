@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name as name
 
 from fiat_jax.models.attention import KVCache, attend, rope, rope_tables, visible
 from fiat_jax.models.head import cross_entropy, target_log_probs
-from fiat_jax.models.linear import EMBED_AXES, WEIGHT_STD, Embedding, Linear, LoraSlot, apply
+from fiat_jax.models.linear import EMBED_AXES, EMBEDDING, WEIGHT_STD, Embedding, Linear, LoraSlot, apply
 from fiat_jax.sharding import TRAIN, ShardingRules, constrain
 
 REMAT_POLICIES = {
@@ -114,7 +114,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, build: Build, rngs: nnx.Rngs):
         V, D, dtype = config.vocab_size, config.width, jnp.dtype(build.dtype)
         self.config, self.build = config, build
-        self.embed = Embedding(V, D, slot=dict(build.slots).get("embed"), rngs=rngs, dtype=dtype)
+        self.embed = Embedding(V, D, slot=dict(build.slots).get(EMBEDDING), rngs=rngs, dtype=dtype)
         self.blocks = Block(config, build, rngs)
         self.norm = RMSNorm(D, config.norm_eps, dtype)
         if not config.tied_head:

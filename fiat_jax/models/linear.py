@@ -16,6 +16,7 @@ from fiat_jax.sharding import ShardingRules, constrain
 
 WEIGHT_STD = 0.02
 EMBED_AXES = ("vocab", "embed")
+EMBEDDING = "embed"  # the slot of the embedding; the others are stacks of linear layers
 Weight = nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam))  # a filter: LoRAParam is a subclass of Param
 
 

@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 
 from fiat_jax.errors import UserError, did_you_mean
-from fiat_jax.models.linear import LoraSlot
+from fiat_jax.models.linear import EMBEDDING, LoraSlot
 
 ALL_LINEAR = "all-linear"
-EMBEDDING = "embed"
 
 
 @dataclasses.dataclass(frozen=True)

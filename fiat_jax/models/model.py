@@ -15,8 +15,8 @@ from fiat_jax.errors import UserError, did_you_mean
 from fiat_jax.models.checkpoints import WeightFiles, check_tensors, host_array, load_array, read_config, to_theirs
 from fiat_jax.models.decoder import REMAT_POLICIES, Build, Decoder, DecoderConfig
 from fiat_jax.models.families import LLAMA, Family, family_of
-from fiat_jax.models.linear import EMBED_AXES, LoraScale, Weight
-from fiat_jax.models.lora import EMBEDDING, LoraConfig, resolve
+from fiat_jax.models.linear import EMBED_AXES, EMBEDDING, LoraScale, Weight
+from fiat_jax.models.lora import LoraConfig, resolve
 from fiat_jax.sharding import TRAIN, ShardingRules, named
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -46,7 +46,6 @@ class OptimizerConfig:
             raise UserError(f"learning_rate is {self.learning_rate}; it must be above 0")
         if not 0 <= self.warmup < 1:
             raise UserError(f"warmup is a share of all steps, at least 0 and less than 1; got {self.warmup}")
-
         if not 0 <= self.average < 1:
             raise UserError(f"average is the decay of a moving average, at least 0 and less than 1; got {self.average}")
 

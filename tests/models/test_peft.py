@@ -162,6 +162,16 @@ def test_what_we_do_not_compute_is_refused(options, said, untied, by_peft, one_d
         read(adapter, untied, one_device)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft saves the table beside the adapter, and says so
+def test_a_table_that_is_not_the_bases_own_is_refused(untied, by_peft, one_device):
+    adapter = by_peft(untied, target_modules=["embed_tokens"])
+    tensors = load_file(adapter / WEIGHTS)
+    (table,) = (name for name in tensors if name.endswith("base_layer.weight"))
+    save_file(tensors | {table: tensors[table] + 0.01}, adapter / WEIGHTS)
+    with pytest.raises(UserError, match="that is not the base's"):
+        read(adapter, untied, one_device)
+
+
 @pytest.fixture
 def adapter(checkpoint, one_device, tmp_path):
     model = load_model(ModelConfig(str(checkpoint)), one_device, lora=LoraConfig(rank=2, targets=("q_proj", "v_proj")))

@@ -129,7 +129,9 @@ def test_a_damaged_checkpoint_is_named_and_the_run_begins_anew_without_it(run, t
     checkpoints = tmp_path / "run" / "checkpoints"
     for file in (checkpoints / "latest").rglob("*/tree/d/*"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(UserError, match=rf"latest/\d+ is damaged \(.*or remove {checkpoints} to begin this run anew"):
+    with pytest.raises(
+        UserError, match=rf"latest/\d+ cannot be read \(.*or remove {checkpoints} to begin this run anew"
+    ):
         run()
     shutil.rmtree(checkpoints)
     again = run()
