@@ -82,9 +82,10 @@ class DecoderLayout:
         return sizes_NR
 
     def capacity(self, sizes_NR: np.ndarray) -> tuple[int, ...]:
-        """T, and an M that an average mixture of examples leaves a fifth of free."""
-        tokens, targets = sizes_NR.sum(axis=0)
-        wanted = max(min(_TARGET_SLACK * self.row_length * targets / tokens, targets), sizes_NR[:, 1].max())
+        """T, and an M that an average mixture of examples leaves a fifth of free, unless no row can need as much."""
+        (tokens, targets), densest = sizes_NR.sum(axis=0), (sizes_NR[:, 1] / sizes_NR[:, 0]).max()
+        wanted = min(_TARGET_SLACK * self.row_length * targets / tokens, self.row_length * densest, targets)
+        wanted = max(wanted, sizes_NR[:, 1].max())
         return self.row_length, int(np.ceil(wanted / _TARGET_MULTIPLE)) * _TARGET_MULTIPLE
 
     def assemble(self, passages: Passages, plan: Plan, rows: range, num_rows: int, capacity: Sequence[int]) -> Batch:
