@@ -29,6 +29,8 @@ class ShardingRules:
     queries: MeshAxes = None
     head_dim: MeshAxes = None
     mlp: MeshAxes = "tensor"
+    fused: MeshAxes = None
+    experts: MeshAxes = None
     rank: MeshAxes = None
     norm: MeshAxes = None
 

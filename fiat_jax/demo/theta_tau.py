@@ -152,7 +152,7 @@ def _hf_config(decoder: DecoderConfig, tokenizer: Tokenizer) -> Mapping[str, Any
         "intermediate_size": decoder.mlp_width,
         "max_position_embeddings": decoder.max_length,
         "rms_norm_eps": decoder.norm_eps,
-        "rope_theta": decoder.rope_theta,
+        "rope_theta": decoder.reaches[0].rope.theta,
         "tie_word_embeddings": decoder.tied_head,
         "hidden_act": "silu",
         "bos_token_id": tokenizer.bos_id,

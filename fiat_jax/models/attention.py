@@ -1,4 +1,4 @@
-"""Rotary positions, masked attention over grouped heads, and the KV cache."""
+"""Masked attention over grouped heads, and the KV cache."""
 
 import jax
 import jax.numpy as jnp
@@ -6,21 +6,6 @@ from flax import struct
 
 CAUSAL_BLOCKS = 8  # leaves out 7/16 of all scores, and a block stays in the cache of a CPU core
 MASKED = -1e30  # finite, so that a query which sees nothing (padding) stays free of NaN
-
-
-def rope_tables(positions_BT: jax.Array, head_dim: int, theta: float) -> jax.Array:
-    """Return cosines and sines (2, B, T, K/2) in float32, computed once for all layers."""
-    half = head_dim // 2
-    frequency_K = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BTK = positions_BT[..., None].astype(jnp.float32) * frequency_K[None, None]
-    return jnp.stack([jnp.cos(angle_BTK), jnp.sin(angle_BTK)])
-
-
-def rope(x: jax.Array, tables: jax.Array) -> jax.Array:
-    """Rotate the halves of the last dimension of x (B, T, ..., K) against each other (RoFormer, arXiv 2104.09864)."""
-    cos, sin = (jnp.expand_dims(table, range(2, x.ndim - 1)) for table in tables.astype(x.dtype))
-    x1, x2 = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
 
 
 def visible(segments_BT: jax.Array, branches_BT: jax.Array) -> jax.Array:
@@ -32,8 +17,26 @@ def visible(segments_BT: jax.Array, branches_BT: jax.Array) -> jax.Array:
     return causal_TS[None] & same_BTS & ((keys_BTS == 0) | (keys_BTS == queries_BTS))
 
 
-def attend(q_BTHGK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-    """Return attention outputs (B, T, H, G, K); scores and softmax in float32.
+def within(window: int, query_positions_BT: jax.Array, key_positions_BS: jax.Array) -> jax.Array:
+    """Return which keys (B, T, S) lie among the last `window` positions up to the query's own."""
+    return query_positions_BT[:, :, None] - key_positions_BS[:, None, :] < window
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """Squash x smoothly into (-cap, cap); without a cap return it as it is (Gemma 2, arXiv 2408.00118)."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def attend(
+    q_BTHGK: jax.Array,
+    k_BSHK: jax.Array,
+    v_BSHK: jax.Array,
+    mask_BTS: jax.Array,
+    *,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> jax.Array:
+    """Return attention outputs (B, T, H, G, K); scores (times `scale`, 1/√K by default) and softmax in float32.
 
     Where keys and queries are the same tokens (S = T > 1) no query sees a later key, and the queries are cut into
     blocks that leave those keys out. Backward recomputes the probabilities. The queries of a group are further rows of
@@ -48,12 +51,12 @@ def attend(q_BTHGK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask_BTS: j
     def core(q_BHGTK, k_BHSK, v_BHSK, mask_BTS):
         q_BHNK = q_BHGTK.reshape(B, H, G * block, K)
         scores_BHNS = jnp.einsum("BHNK,BHSK->BHNS", q_BHNK, k_BHSK, preferred_element_type=jnp.float32)
-        scores_BHGTS = scores_BHNS.reshape(B, H, G, block, -1)
+        scores_BHGTS = soft_cap(scores_BHNS.reshape(B, H, G, block, -1), cap)
         probs_BHGTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores_BHGTS, MASKED))
         probs_BHNS = probs_BHGTS.reshape(scores_BHNS.shape).astype(v_BHSK.dtype)
         return jnp.einsum("BHNS,BHSK->BHNK", probs_BHNS, v_BHSK).reshape(B, H, G, block, K)
 
-    q_BHGTK = (q_BTHGK * K**-0.5).transpose(0, 2, 3, 1, 4)
+    q_BHGTK = (q_BTHGK * (K**-0.5 if scale is None else scale)).transpose(0, 2, 3, 1, 4)
     k_BHSK, v_BHSK = k_BSHK.transpose(0, 2, 1, 3), v_BSHK.transpose(0, 2, 1, 3)
     outs = []
     for i, block_BHGTK in enumerate(jnp.split(q_BHGTK, blocks, axis=3)):  # backward joins parts; slices it would pad

@@ -125,8 +125,8 @@ def our_shape(tensor: Tensor, size: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(size[dim] for dim in tensor.ours.split())
 
 
-def read_slice(files: WeightFiles, tensor: Tensor, layer: int, wanted: Mapping[str, slice], size) -> np.ndarray:
-    """Return one layer's slice in our order of dimensions, reading no more of the file than its outer ranges need."""
+def read_slice(files: WeightFiles, tensor: Tensor, name: str, wanted: Mapping[str, slice], size) -> np.ndarray:
+    """Return a slice of one of their tensors, in our order of dimensions (but experts), reading its outer ranges alone."""
     groups = _groups(tensor.theirs)
     ranges, expanded, inner = [], [], []
     for group in groups:
@@ -134,16 +134,16 @@ def read_slice(files: WeightFiles, tensor: Tensor, layer: int, wanted: Mapping[s
         ranges.append(slice(lead.start * rest, lead.stop * rest))
         expanded += [lead.stop - lead.start, *(size[dim] for dim in group[1:])]
         inner += [slice(None), *(wanted[dim] for dim in group[1:])]
-    block = files.read(tensor.name.format(layer=layer), ranges).reshape(expanded)[tuple(inner)]
+    block = files.read(name, ranges).reshape(expanded)[tuple(inner)]
     theirs = "".join(groups)
-    return block.transpose([theirs.index(dim) for dim in tensor.ours.split()])
+    return block.transpose([theirs.index(dim) for dim in tensor.dims])
 
 
-def to_theirs(tensor: Tensor, layer_array: np.ndarray) -> np.ndarray:
-    """Return one layer of ours in their order and shape of dimensions."""
-    ours, groups = tensor.ours.split(), _groups(tensor.theirs)
-    array = layer_array.transpose([ours.index(dim) for group in groups for dim in group])
-    size = dict(zip(ours, layer_array.shape, strict=True))
+def to_theirs(tensor: Tensor, ours: np.ndarray) -> np.ndarray:
+    """Return what is one tensor of theirs, a layer of ours or an expert of it, in their order and shape of dimensions."""
+    groups = _groups(tensor.theirs)
+    array = ours.transpose([tensor.dims.index(dim) for group in groups for dim in group])
+    size = dict(zip(tensor.dims, ours.shape, strict=True))
     return np.ascontiguousarray(array.reshape([math.prod(size[dim] for dim in group) for group in groups]))
 
 
@@ -153,9 +153,10 @@ def check_tensors(files: WeightFiles, family: Family, config: DecoderConfig, num
         files.alias("model.embed_tokens.weight", "lm_head.weight")
     size, found = sizes(config), files.shapes
     expected = {
-        tensor.name.format(layer=layer): their_shape(tensor, size)
+        name: their_shape(tensor, size)
         for tensor in family.present(config)
         for layer in range(num_layers if tensor.stacked else 1)
+        for name in tensor.names(layer, config)
     }
     ignored = {"lm_head.weight"} if config.tied_head else set()  # some files repeat the tied matrix
     extra = [n for n in found if n not in expected and n not in ignored and not n.endswith("rotary_emb.inv_freq")]
@@ -184,7 +185,12 @@ def load_array(files: WeightFiles, tensor: Tensor, config, sharding, dtype, num_
         wanted = dict(zip(dims, full, strict=True))
         out = np.empty([layers.stop - layers.start, *(s.stop - s.start for s in full)], dtype)
         for i, layer in enumerate(range(layers.start, layers.stop)):
-            out[i] = read_slice(files, tensor, layer, wanted, size)
+            names = tensor.names(layer, config)
+            if tensor.of_experts:
+                for e, name in enumerate(names[wanted["E"]]):
+                    out[i, e] = read_slice(files, tensor, name, wanted, size)
+            else:
+                out[i] = read_slice(files, tensor, names[0], wanted, size)
         return out if tensor.stacked else out[0]
 
     return jax.make_array_from_callback(shape, sharding, part)

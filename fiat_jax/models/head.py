@@ -1,7 +1,11 @@
 """Cross-entropy over a large vocabulary, a chunk of positions at a time: never a full (B, T, V) array in float32."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+
+from fiat_jax.models.attention import soft_cap
 
 LOGITS_PER_CHUNK = 1 << 24  # 64 MiB of float32 over all devices
 
@@ -31,30 +35,34 @@ def _pick(logits_NV, targets_N):
     return jnp.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0]
 
 
-def target_log_probs(x_BMD: jax.Array, head_VD: jax.Array, targets_BM: jax.Array) -> jax.Array:
-    """Return log P(target) (B, M) in float32 of hidden states x under the output matrix `head`."""
+def target_log_probs(
+    x_BMD: jax.Array, head_VD: jax.Array, targets_BM: jax.Array, cap: float | None = None
+) -> jax.Array:
+    """Return log P(target) (B, M) in float32 of hidden states x under the output matrix `head`, logits capped."""
     B, M, _ = x_BMD.shape
     count = _chunk_count(B, M, head_VD.shape[0])
 
     def chunk(inputs):
         x_ND, targets_N = inputs
-        logits_NV = _logits_NV(x_ND, head_VD)
+        logits_NV = soft_cap(_logits_NV(x_ND, head_VD), cap)
         return _pick(logits_NV, targets_N) - jax.nn.logsumexp(logits_NV, axis=-1)
 
     return _unchunk(jax.lax.map(chunk, (_chunks(x_BMD, count), _chunks(targets_BM, count))), B, M)
 
 
-@jax.custom_vjp
-def cross_entropy(x_BMD: jax.Array, head_VD: jax.Array, targets_BM: jax.Array, weights_BM: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def cross_entropy(
+    x_BMD: jax.Array, head_VD: jax.Array, targets_BM: jax.Array, weights_BM: jax.Array, cap: float | None = None
+) -> jax.Array:
     """Return the sum of -weight · log P(target), a float32 scalar.
 
     The gradient is taken in the same pass over the chunks, while a chunk's probabilities are at hand, so that the
     logits are computed once; that of the head only where it is trained.
     """
-    return -jnp.sum(target_log_probs(x_BMD, head_VD, targets_BM) * weights_BM)
+    return -jnp.sum(target_log_probs(x_BMD, head_VD, targets_BM, cap) * weights_BM)
 
 
-def _forward(x, head, targets, weights):
+def _forward(x, head, targets, weights, cap):
     x_BMD, head_VD, targets_BM, weights_BM = x.value, head.value, targets.value, weights.value
     B, M, _ = x_BMD.shape
     count = _chunk_count(B, M, head_VD.shape[0])
@@ -62,11 +70,14 @@ def _forward(x, head, targets, weights):
     def chunk(carry, inputs):
         loss, head_grad = carry
         x_ND, targets_N, weights_N = inputs
-        logits_NV = _logits_NV(x_ND, head_VD)
+        logits_NV = soft_cap(_logits_NV(x_ND, head_VD), cap)
         norm_N = jax.nn.logsumexp(logits_NV, axis=-1)
         loss -= jnp.sum((_pick(logits_NV, targets_N) - norm_N) * weights_N)
         hit_NV = targets_N[:, None] == jnp.arange(head_VD.shape[0])[None]
-        grad_NV = ((jnp.exp(logits_NV - norm_N[:, None]) - hit_NV) * weights_N[:, None]).astype(x_ND.dtype)
+        grad_NV = (jnp.exp(logits_NV - norm_N[:, None]) - hit_NV) * weights_N[:, None]
+        if cap is not None:
+            grad_NV *= 1 - (logits_NV / cap) ** 2
+        grad_NV = grad_NV.astype(x_ND.dtype)
         if head.perturbed:
             head_grad += jnp.einsum("NV,ND->VD", grad_NV, x_ND, preferred_element_type=jnp.float32)
         return (loss, head_grad), jnp.einsum("NV,VD->ND", grad_NV, head_VD)
@@ -78,7 +89,7 @@ def _forward(x, head, targets, weights):
     return loss, (_unchunk(x_grad, B, M), head_grad, dtype_token)
 
 
-def _backward(residuals, loss_grad):
+def _backward(cap, residuals, loss_grad):
     x_grad, head_grad, dtype_token = residuals
     scaled = (x_grad * loss_grad).astype(x_grad.dtype)
     head_grad = None if head_grad is None else (head_grad * loss_grad).astype(dtype_token.dtype)

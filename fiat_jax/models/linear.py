@@ -72,7 +72,7 @@ def drop(x_NI: jax.Array, rate: float, key: jax.Array) -> jax.Array:
 
 
 class Linear(nnx.Module):
-    """`einsum(equation, x, w)` for a stack of layers, plus `scale · (x a) b` where the stack is adapted.
+    """`einsum(equation, x, w) (+ bias)` for a stack of layers, plus `scale · (x a) b` where the stack is adapted.
 
     The equation names N rows, then the inputs that x and w share, then the outputs: "NHGK,HGKD->ND". `w` has the shape
     (layers, *inputs, *outputs), `a` (layers, *inputs, R) and `b` (layers, R, *outputs). Where ranks differ by layer
@@ -91,6 +91,7 @@ class Linear(nnx.Module):
         slot: LoraSlot | None,
         rngs: nnx.Rngs,
         dtype: jax.typing.DTypeLike,
+        bias: bool = False,
     ):
         x_dims, w_dims, y_dims = re.split(",|->", equation)
         inputs = len(x_dims) - 1
@@ -101,6 +102,10 @@ class Linear(nnx.Module):
         self.adapted = slot is not None
         w = WEIGHT_STD * jax.random.normal(rngs.params(), (num_layers, *shape), dtype)
         self.w = nnx.Param(w, axes=("layers", *axes))
+        self.biased = bias
+        if bias:
+            zeros = jnp.zeros((num_layers, *self.out_shape), dtype)
+            self.bias = nnx.Param(zeros, axes=("layers", *axes[inputs:]))
         if slot is not None:
             rank = max(slot.ranks)
             in_use = jnp.arange(rank)[None] < jnp.array(slot.ranks)[:, None]
@@ -162,6 +167,7 @@ def apply(layers: Sequence[Linear], x: jax.Array, dropout_key: jax.Array | None 
     inputs = math.prod(layers[0].in_shape)
     x_NI = x.reshape(-1, inputs)
     ys = [x_NI @ layer.w[...].reshape(inputs, -1) for layer in layers]
+    ys = [y + layer.bias[...].reshape(1, -1) if layer.biased else y for y, layer in zip(ys, layers, strict=True)]
     adapted = [index for index, layer in enumerate(layers) if layer.adapted]
     if adapted:
         first = layers[adapted[0]]

@@ -253,4 +253,7 @@ def their_tensors(model: Model, weights: nnx.State, dtype: str | None = None):
             yield tensor.name, to_theirs(tensor, host_array(array, dtype))
             continue
         for layer in range(array.shape[0]):
-            yield tensor.name.format(layer=layer), to_theirs(tensor, host_array(array[layer], dtype))
+            names = tensor.names(layer, model.config)
+            for e, name in enumerate(names):
+                part = array[layer, e] if tensor.of_experts else array[layer]
+                yield name, to_theirs(tensor, host_array(part, dtype))

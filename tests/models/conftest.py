@@ -52,11 +52,18 @@ def tokens() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def write_checkpoint(tmp_path_factory):
-    """Write a random Llama with transformers and return its directory."""
+    """Write a random model of an architecture with transformers and return its directory."""
 
-    def write(*, dtype: str = "float32", max_shard_size: str = "1GB", seed: int = 0, **options) -> Path:
+    def write(
+        architecture: str = "LlamaForCausalLM",
+        *,
+        dtype: str = "float32",
+        max_shard_size: str = "1GB",
+        seed: int = 0,
+        **options,
+    ) -> Path:
         import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+        import transformers
 
         sizes = {
             "vocab_size": 40,
@@ -66,12 +73,14 @@ def write_checkpoint(tmp_path_factory):
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 64,
+            "pad_token_id": None,
         }
-        model = LlamaForCausalLM(LlamaConfig(**(sizes | options)))
+        model_class = getattr(transformers, architecture)
+        model = model_class(model_class.config_class(**(sizes | options)))
         generator = torch.Generator().manual_seed(seed)
-        for parameter in model.parameters():
+        for parameter in model.parameters():  # none left as it starts: fresh biases are 0, fresh norms 1
             parameter.data.normal_(generator=generator, std=0.3)
-            if parameter.ndim == 1:
+            if parameter.ndim == 1 and not architecture.startswith("Gemma"):  # whose gains are stored less 1
                 parameter.data += 1
         directory = tmp_path_factory.mktemp("checkpoint")
         model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=max_shard_size)

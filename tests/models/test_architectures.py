@@ -1,0 +1,146 @@
+"""Every family against transformers, every option of it shown to matter; longer than windows and original lengths."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from fiat_jax.models import model as models
+from fiat_jax.models.decoder import Reach
+from fiat_jax.models.model import ModelConfig, load_model, logits
+from fiat_jax.models.rope import Rope
+
+PLAIN = (Reach(),)
+EXPERTS = {"num_experts_per_tok": 2, "intermediate_size": 12}
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.1, 1.7], "long_factor": [3.0, 5.0]}
+ROPES = {
+    "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4},
+    "yarn, its transition elsewhere": {
+        **{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e3},
+        **{"beta_fast": 4.0, "beta_slow": 0.5, "truncate": False, "mscale": 1.0, "mscale_all_dim": 0.5},
+    },
+    "llama3": {
+        **{"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32, "rope_theta": 1e4},
+        **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    },
+}
+# architecture, its options, and what they are when switched off in our configuration
+CASES = {
+    "llama, biased": (
+        "LlamaForCausalLM",
+        {"attention_bias": True, "mlp_bias": True},
+        [{"biased": frozenset("qkvo")}, {"biased": frozenset({"gate", "up", "down"})}],
+    ),
+    **{
+        f"llama, {name}": (
+            "LlamaForCausalLM",
+            {"rope_parameters": rope, "max_position_embeddings": 24, "head_dim": 8},
+            [{"reaches": (Reach(rope=Rope(theta=rope["rope_theta"])),)}],
+        )
+        for name, rope in ROPES.items()
+    },
+    "mistral": ("MistralForCausalLM", {"sliding_window": 7}, [{"reaches": PLAIN}]),
+    "mistral, no window": ("MistralForCausalLM", {"sliding_window": None}, []),
+    "qwen2": ("Qwen2ForCausalLM", {}, [{"biased": frozenset("qk")}, {"biased": frozenset("kv")}]),
+    "qwen2, windows in its upper layers": (
+        "Qwen2ForCausalLM",
+        {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+        [{"reaches": PLAIN, "layer_reaches": ()}, {"layer_reaches": (1, 1, 1)}],
+    ),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 8}, [{"qk_norm": False}]),
+    "qwen3, biased": ("Qwen3ForCausalLM", {"head_dim": 8, "attention_bias": True}, [{"biased": frozenset()}]),
+    "gemma": (
+        "GemmaForCausalLM",
+        {"head_dim": 8},
+        [{"norm_offset": 0.0}, {"embed_scale": 1.0}, {"activation": "silu"}],
+    ),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 5, "attn_logit_softcapping": 2.0}
+        | {"final_logit_softcapping": 3.0},
+        [
+            *({"sandwich": False}, {"query_scale": None}, {"attention_cap": None}, {"logit_cap": None}),
+            *({"reaches": PLAIN, "layer_reaches": ()}, {"layer_reaches": (1, 0, 1)}, {"norm_offset": 0.0}),
+            *({"embed_scale": 1.0}, {"activation": "silu"}),
+        ],
+    ),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        {
+            **{"head_dim": 8, "sliding_window": 7, "num_hidden_layers": 8, "query_pre_attn_scalar": 5},
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e4},
+            },
+        },
+        [
+            {"qk_norm": False},
+            {"layer_reaches": (0,) * 8},
+            {"reaches": (Reach(7, Rope(theta=1e4)), Reach(None, Rope("linear", 1e4, factor=8.0)))},
+            {"reaches": (Reach(None, Rope(theta=100.0)), Reach(None, Rope("linear", 1e4, factor=8.0)))},
+            {"reaches": (Reach(7, Rope(theta=100.0)), Reach(None, Rope(theta=1e4)))},
+        ],
+    ),
+    "phi3": ("Phi3ForCausalLM", {"sliding_window": 7}, [{"reaches": PLAIN}]),
+    "phi3, stretched, heads turned in part": (
+        "Phi3ForCausalLM",
+        {
+            "head_dim": 8,
+            "hidden_size": 32,
+            "rope_parameters": LONG | {"partial_rotary_factor": 0.5},
+            "max_position_embeddings": 64,
+            "original_max_position_embeddings": 16,
+        },
+        [
+            {"reaches": (Reach(rope=Rope("longrope", share=0.5, short_factors=(1.1, 1.7), long_factors=(3.0, 5.0), original_length=99)),)},
+            {"reaches": (Reach(rope=Rope(share=0.5)),)},
+        ],
+    ),
+    "mixtral": (
+        "MixtralForCausalLM",
+        EXPERTS | {"num_local_experts": 5, "sliding_window": 7},
+        [{"experts_per_token": 1}, {"normalised_experts": False}, {"reaches": PLAIN}],
+    ),
+    "qwen3-moe": (
+        "Qwen3MoeForCausalLM",
+        EXPERTS | {"num_experts": 6, "moe_intermediate_size": 12, "head_dim": 8, "norm_topk_prob": True},
+        [{"experts_per_token": 3}, {"normalised_experts": False}, {"qk_norm": False}],
+    ),
+    "qwen3-moe, weights as they are": (
+        "Qwen3MoeForCausalLM",
+        EXPERTS | {"num_experts": 6, "moe_intermediate_size": 12, "norm_topk_prob": False},
+        [{"normalised_experts": True}],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def long_tokens() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 40, (2, 40)).astype(np.int32)
+
+
+def switched(model, **fields):
+    """Return the model with some settings replaced; weights that it then lacks are left out."""
+    config = dataclasses.replace(model.config, **fields)
+    _, abstract = models.abstract_state(config, model.build, model.mesh)
+    wanted = {path for path, _ in nnx.to_flat_state(abstract)}
+    kept = [(path, value) for path, value in nnx.to_flat_state(model.frozen) if path in wanted]
+    kept += [(path, value) for path, value in nnx.to_flat_state(model.trainable) if path in wanted]
+    return models._assemble(config, model.family, model.mesh, model.build, nnx.from_flat_state(kept), None)
+
+
+@pytest.mark.parametrize(("architecture", "options", "off"), CASES.values(), ids=CASES)
+def test_logits_equal_those_of_transformers(
+    architecture, options, off, write_checkpoint, reference, one_device, long_tokens
+):
+    directory = write_checkpoint(architecture, **options)
+    model = load_model(ModelConfig(str(directory)), one_device)
+    ours = np.asarray(logits(model, long_tokens))
+    np.testing.assert_allclose(ours, reference(directory, long_tokens), atol=1e-4)
+    for fields in off:
+        changed = np.abs(np.asarray(logits(switched(model, **fields), long_tokens)) - ours).max()
+        assert changed > 1e-2, fields
