@@ -4,8 +4,9 @@
     ... --rows DATA/esnli/train.jsonl --tokenizer DIR      adds rows of real lengths, packed here and padded there
 
 The model has SmolLM2-135M's shape, float32, LoRA of rank 16 on all linear layers. "full": 4 rows of 256 tokens, all
-of them learnt. "real": rendered rows, padded in batches of 16 there (the first 96), packed here (the first batches of 768), with loss
-on the answers alone, as FIAT trains ("real_all_tokens": on every token, as the peer computes it whatever its labels).
+of them learnt. "real": rendered rows, padded in batches of 16 there (the first 96), packed here (the first batches of
+768), with loss on the answers alone, as FIAT trains ("real_all_tokens": on every token, as the peer computes it
+whatever its labels).
 """
 
 import argparse

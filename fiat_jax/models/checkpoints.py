@@ -126,7 +126,7 @@ def our_shape(tensor: Tensor, size: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def read_slice(files: WeightFiles, tensor: Tensor, name: str, wanted: Mapping[str, slice], size) -> np.ndarray:
-    """Return a slice of one of their tensors, in our order of dimensions (but experts), reading its outer ranges alone."""
+    """Return a slice of one of their tensors, in our order of dimensions, reading its outer ranges alone."""
     groups = _groups(tensor.theirs)
     ranges, expanded, inner = [], [], []
     for group in groups:
@@ -140,7 +140,7 @@ def read_slice(files: WeightFiles, tensor: Tensor, name: str, wanted: Mapping[st
 
 
 def to_theirs(tensor: Tensor, ours: np.ndarray) -> np.ndarray:
-    """Return what is one tensor of theirs, a layer of ours or an expert of it, in their order and shape of dimensions."""
+    """Return a layer of ours, or an expert of it, in their order and shape of dimensions."""
     groups = _groups(tensor.theirs)
     array = ours.transpose([tensor.dims.index(dim) for group in groups for dim in group])
     size = dict(zip(tensor.dims, ours.shape, strict=True))

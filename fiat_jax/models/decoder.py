@@ -37,7 +37,10 @@ class Reach:
     """What sets one layer's attention apart from another's: how many positions back it sees, and how it turns them."""
 
     window: int | None = None
-    rope: Rope = Rope()
+    rope: Rope = dataclasses.field(default_factory=Rope)
+
+
+EVERYWHERE = Reach()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,7 @@ class DecoderConfig:
     """What a checkpoint fixes about a decoder: every family that `families.py` reads is a setting of these.
 
     Args:
-        reaches: the kinds of attention layers; `layer_reaches` gives the kind of each layer, or is empty: all the first.
+        reaches: the kinds of attention layers; `layer_reaches` is the kind of each layer, or empty: all the first.
         activation: of the gated MLP, a name of `ACTIVATIONS`.
         biased: which of "q", "k", "v", "o", "gate", "up", "down" add a bias.
         fused: "q", "k", "v" are one product, and "gate", "up" another.
@@ -69,7 +72,7 @@ class DecoderConfig:
     max_length: int
     norm_eps: float = 1e-6
     tied_head: bool = False
-    reaches: tuple[Reach, ...] = (Reach(),)
+    reaches: tuple[Reach, ...] = (EVERYWHERE,)
     layer_reaches: tuple[int, ...] = ()
     activation: str = "silu"
     biased: frozenset[str] = frozenset()

@@ -242,7 +242,9 @@ def _read_qwen(hf: Mapping[str, Any], where: str) -> DecoderConfig:
     """Read Qwen 2, 2.5 and 3."""
     read = _Reader(hf, where)
     third = "Qwen3" in hf["architectures"][0]
-    biased = {"q", "k", "v", "o"} if third and read.get("attention_bias", False) else set() if third else {"q", "k", "v"}
+    biased = (
+        {"q", "k", "v", "o"} if third and read.get("attention_bias", False) else set() if third else {"q", "k", "v"}
+    )
     window = read.get("sliding_window", 4096) if read.get("use_sliding_window", False) else None
     layers, first_local = read["num_hidden_layers"], read.get("max_window_layers", 28)
     by_default = [LOCAL if window is not None and i >= first_local else GLOBAL for i in range(layers)]
@@ -275,7 +277,7 @@ def _read_gemma(hf: Mapping[str, Any], where: str) -> DecoderConfig:
     layers, every = range(read["num_hidden_layers"]), 2 if generation == 2 else read.get("sliding_window_pattern", 6)
     types = read.get("layer_types", [LOCAL if (i + 1) % every else GLOBAL for i in layers])
     if generation == 2:
-        ropes = dict.fromkeys((LOCAL, GLOBAL), read.rope())
+        ropes: dict[str, Rope] = dict.fromkeys((LOCAL, GLOBAL), read.rope())
         caps = ("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)
     else:
         in_old_spelling = not read.get("rope_parameters")
@@ -285,7 +287,7 @@ def _read_gemma(hf: Mapping[str, Any], where: str) -> DecoderConfig:
             GLOBAL: read.rope(GLOBAL, theta=1_000_000.0),
         }
         caps = ("attn_logit_softcapping", None), ("final_logit_softcapping", None)
-    attention_cap, logit_cap = (hf[name] if name in hf else default for name, default in caps)
+    attention_cap, logit_cap = (hf.get(name, default) for name, default in caps)
     return DecoderConfig(
         **common,
         **read.reaches(read.get("sliding_window", 4096), types, ropes),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -120,5 +119,3 @@ def sequence_lengths(segments_BT: jax.Array, positions_BT: jax.Array) -> jax.Arr
         return longest[segments_T] + 1
 
     return jax.vmap(of_row)(segments_BT, positions_BT)
-
-

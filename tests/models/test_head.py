@@ -26,8 +26,10 @@ def arrays():
     return x_BMD, head_VD, targets_BM, rng.choice([0, 0.3, 1], (B, M)).astype(np.float32)
 
 
-def reference(x_BMD, head_VD, targets_BM, weights_BM):
-    losses_BM = optax.softmax_cross_entropy_with_integer_labels(x_BMD @ head_VD.T, targets_BM)
+def reference(x_BMD, head_VD, targets_BM, weights_BM, cap=None):
+    logits_BMV = x_BMD @ head_VD.T
+    logits_BMV = logits_BMV if cap is None else cap * jnp.tanh(logits_BMV / cap)
+    losses_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV, targets_BM)
     return jnp.sum(losses_BM * weights_BM)
 
 
@@ -42,6 +44,16 @@ def test_the_loss_and_its_gradients_are_those_of_optax(arrays):
     theirs = jax.value_and_grad(reference, argnums=(0, 1))(x_BMD, head_VD, *rest)
     jax.tree.map(close, ours, theirs)
     close(cross_entropy(x_BMD, head_VD, *rest), theirs[0])
+
+
+@pytest.mark.usefixtures("chunks")
+def test_capped_logits_have_their_loss_and_gradients(arrays):
+    x_BMD, head_VD, targets_BM, weights_BM = arrays
+    ours = jax.value_and_grad(cross_entropy, argnums=(0, 1))(x_BMD, head_VD, targets_BM, weights_BM, 2.0)
+    theirs = jax.value_and_grad(reference, argnums=(0, 1))(x_BMD, head_VD, targets_BM, weights_BM, 2.0)
+    jax.tree.map(close, ours, theirs)
+    assert abs(ours[0] - cross_entropy(x_BMD, head_VD, targets_BM, weights_BM)) > 1
+    close(-jnp.sum(target_log_probs(x_BMD, head_VD, targets_BM, 2.0) * weights_BM), theirs[0])
 
 
 @pytest.mark.usefixtures("chunks")

@@ -43,28 +43,6 @@ THEIRS = {
 }
 
 
-@pytest.fixture(scope="session")
-def by_peft(tmp_path_factory):
-    """Write an adapter with the real peft, its factors random."""
-
-    def write(base, **options):
-        import peft
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options))
-        generator = torch.Generator().manual_seed(0)
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.data.normal_(generator=generator, std=0.2)
-        directory = tmp_path_factory.mktemp("adapter")
-        model.save_pretrained(directory)
-        return directory
-
-    return write
-
-
 @pytest.fixture(scope="module")
 def untied(write_checkpoint):
     return write_checkpoint()
