@@ -107,7 +107,7 @@ class Bench:
             "the reasoning set": self.reasons.set_key,
             "Model": repr(dataclasses.replace(run.model, path="")),
             "the base model": self.theta_tau_fingerprint,
-            "the tokenizer": self.tokenizer.fingerprint,
+            "the tokenizer": self.feed(cell).renderer.identity,
             "Lora": repr(run.lora) if cell.paradigm.lora else "",
             "Train": repr(train),
         }

@@ -80,7 +80,7 @@ def write_bundle(directory: Path, model: Model, feed: Feed, run: Run, reasons: R
         theta_tau=model.fingerprint,
         theta_beta=reasons.model,
         answer_hash=feed.renderer.instructions.answer_hash,
-        tokenizer=feed.tokenizer.fingerprint,
+        tokenizer=feed.renderer.identity,
         length_normalise=run.data.length_normalise,
         row_length=run.train.row_length,
         batch_rows=run.train.batch_rows,
@@ -134,15 +134,16 @@ def load_bundle_model(bundle: Bundle, mesh_config: MeshConfig) -> Model:
 def open_feed(bundle: Bundle) -> Feed:
     """Return how a bundle's rows are rendered: by the very tokenizer and instructions that it was trained with."""
     tokenizer = Tokenizer.from_directory(bundle.theta_tau_path)
-    if tokenizer.fingerprint != bundle.tokenizer:
-        raise UserError(
-            f"the tokenizer in {bundle.theta_tau_path} is not the one that {bundle.directory} was trained with; "
-            "restore it, or train again"
-        )
     instructions = load_instructions(bundle.prompts.file)
     if instructions.answer_hash != bundle.answer_hash:
         raise UserError(f"{bundle.prompts.file} was changed after training; restore it, or train again with it")
-    return Feed(bundle.task, instructions, tokenizer, bundle.prompts, find_paradigm(bundle.paradigm))
+    feed = Feed(bundle.task, instructions, tokenizer, bundle.prompts, find_paradigm(bundle.paradigm))
+    if feed.renderer.identity != bundle.tokenizer:
+        raise UserError(
+            f"the tokenizer in {bundle.theta_tau_path}, or its chat template, is not the one that {bundle.directory} "
+            "was trained with; restore it, or train again"
+        )
+    return feed
 
 
 def open_bundle(bundle: Bundle, mesh_config: MeshConfig) -> Scorer:

@@ -27,7 +27,7 @@ class Scorer:
         self._row_length, self._batch_rows, self._length_normalise = row_length, batch_rows, length_normalise
         self._log_probs = jax.jit(model.log_probs, out_shardings=NamedSharding(model.mesh, PartitionSpec()))
         self._rows_sharding = NamedSharding(model.mesh, PartitionSpec(model.build.rules.batch))
-        self._generator = Generator(model, feed.tokenizer.eos_id)
+        self._generator = Generator(model, feed.renderer.end_id)
 
     def prepare(self, rows: Sequence[Row], reasons: Reasons) -> "Prepared":
         """Render and pack rows once, for predicting them many times."""
@@ -77,7 +77,7 @@ class Prepared:
             lambda inputs, count: scorer.generate(trainable, inputs, count),
             [self._examples.inputs[index] for index in range(len(self.rows))],
             tokenizer.decode,
-            eos_id=tokenizer.eos_id,
+            eos_id=scorer.feed.renderer.end_id,
             max_new_tokens=max_new_tokens,
             batch_size=GENERATED_AT_ONCE,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fiat_jax.errors import UserError, did_you_mean
+from fiat_jax.prompts.chat import Chat
 from fiat_jax.prompts.exemplars import Exemplar, RowsById
 from fiat_jax.prompts.extract import Reasoning
 from fiat_jax.prompts.fields import Row, field_text, label_text
@@ -53,6 +54,7 @@ class Instructions:
         side = self.reasoning
         sets = {name: self.reasoning_prefix(name) for name in side.exemplars.sets}
         settings = [side.request.source, side.completion.source, side.stop, side.decoding, side.extract_settings]
+        settings += _told(side.chat)
         return _sha256([VERSION, self.fields, self.labels, settings, side.exemplars.by, sets])
 
     @property
@@ -60,9 +62,8 @@ class Instructions:
         """sha256 of I_τ with the fields and labels it uses."""
         side = self.answer_side
         variants = {use: template.source for use, template in side.reasoning.items()}
-        return _sha256(
-            [VERSION, self.fields, self.labels, side.instructions, side.template.source, variants, side.truncate]
-        )
+        parts = [VERSION, self.fields, self.labels, side.instructions, side.template.source, variants, side.truncate]
+        return _sha256(parts + _told(side.chat))
 
     def reasoning_prefix(self, set_name: str) -> str:
         """Return what every request with this exemplar set begins with: the instructions, then each exemplar."""
@@ -146,6 +147,11 @@ def load_instructions(path: str | Path, rows_by_id: RowsById | None = None) -> I
     name = file.text("name")
     file.done()
     return Instructions(source, name, fields, labels, reasoning, answer)
+
+
+def _told(chat: Chat | None) -> list[Any]:
+    """Return what a chat adds to a hash: nothing where there is none."""
+    return [] if chat is None else [[chat.system, chat.variables]]
 
 
 def _sha256(content: Any) -> str:

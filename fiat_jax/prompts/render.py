@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fiat_jax.errors import UserError, did_you_mean
+from fiat_jax.prompts.chat import Chat, Turns, turns
 from fiat_jax.prompts.extract import Reasoning
 from fiat_jax.prompts.fields import Row, place
 from fiat_jax.prompts.instructions import Instructions
@@ -30,7 +31,8 @@ LARGE_ANSWER = "large answer"  # with a space, so that it is no field of the use
 class Segment:
     """A stretch of a rendered example.
 
-    `kind` is bos, instructions, literal, field:NAME, reasoning (the rationale), large_answer (θ_β's), answer, eos.
+    `kind` is bos, chat (of the chat template), instructions, literal, field:NAME, reasoning (the rationale),
+    large_answer (θ_β's), answer, eos.
     """
 
     kind: str
@@ -58,7 +60,10 @@ class Rendered:
 
 @dataclass(frozen=True)
 class ReasoningPrompt:
-    """What θ_β is asked: a prefix shared, byte for byte, by all rows of an exemplar set, and the row's own end."""
+    """What θ_β is asked: a prefix shared, byte for byte, by all rows of an exemplar set, and the row's own end.
+
+    Ids hold a chat template's tokens where the file says `chat`; texts do not: an endpoint for chat adds its own.
+    """
 
     prefix_ids: tuple[int, ...]
     own_ids: tuple[int, ...]
@@ -97,14 +102,18 @@ class Renderer:
         self.reasoning_use: ReasoningUse = reasoning_use
         self._constant_ids: dict[tuple[str, bool], tuple[int, ...]] = {}
         self._prefixes: dict[str, tuple[str, tuple[int, ...]]] = {}
-        last = instructions.answer_side.template.parts[-1:]
+        side = instructions.answer_side
+        last, self._turns = side.template.parts[-1:], self._read_turns(side.chat)
         self._answer_space = _trailing_spaces(last[0].text) if last and tokenizer.spaces_lead else ""
+        if self._turns:
+            self._answer_space = self._turns.lead
+        self._end = self._read_end()
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of all that determines a rendered answer besides the row and its ŷ_β."""
         parts = [self.instructions.answer_hash, self.tokenizer.fingerprint]
-        parts += [self.max_length, self.use_instructions, self.reasoning_use]
+        parts += [self.max_length, self.use_instructions, self.reasoning_use, *([self._turns] if self._turns else [])]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def answer(self, row: Row, reasoning: Reasoning | None, target: str | None, *, reserve: int = 0) -> Rendered:
@@ -122,28 +131,71 @@ class Renderer:
         segments = self._segments(pieces)
         written: list[Segment] = []
         if target is not None:
-            written = [self._answer_segment(target, row), self._token_segment("eos", self.tokenizer.eos_id)]
+            written = [self._answer_segment(target, row), self._end]
         room = max(_count(written), reserve, self._longest_label)
         segments, dropped = self._fit(segments, room, row)
         return Rendered((*segments, *written), dropped)
 
     def candidates(self, labels: Iterable[object]) -> list[np.ndarray]:
         """Return the ids (int32) of each label as `answer` would write it, with the end token."""
-        ends = (self.tokenizer.eos_id,)
-        return [np.array(self._answer_segment(label).ids + ends, np.int32) for label in labels]
+        return [np.array(self._answer_segment(label).ids + self._end.ids, np.int32) for label in labels]
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends an answer: the tokenizer's own, or the one that ends a turn of its chat template."""
+        return self._end.ids[-1]
+
+    @property
+    def identity(self) -> str:
+        """What makes tokens of this file's text: the tokenizer, and its chat template where it is used."""
+        if self._turns is None:
+            return self.tokenizer.fingerprint
+        return hashlib.sha256(repr([self.tokenizer.fingerprint, self._turns]).encode()).hexdigest()
 
     def reasoning_prompt(self, row: Row) -> ReasoningPrompt:
         """Render what θ_β is asked about a row: I_β and its exemplars first, then the row."""
         side = self.instructions.reasoning
         name = side.exemplars.choose(row)
+        chat = self._reasoning_turns
         if name not in self._prefixes:
             text = self.instructions.reasoning_prefix(name)
-            bos = () if self.tokenizer.bos_id is None else (self.tokenizer.bos_id,)
-            self._prefixes[name] = text, (*bos, *self.tokenizer.encode(text, start=True))
+            begin = () if self.tokenizer.bos_id is None else (self.tokenizer.bos_id,)
+            begin = tuple(self.tokenizer.encode_template(chat.opening)) if chat else begin
+            self._prefixes[name] = text, (*begin, *self.tokenizer.encode(text, start=not chat))
         prefix_text, prefix_ids = self._prefixes[name]
         own_text = side.request.fill(lambda field: self.instructions.field(row, field)).rstrip(" ")
-        own_ids = self.tokenizer.encode(own_text, start=not prefix_text)
+        own_ids = self.tokenizer.encode(own_text, start=not (prefix_text or chat))
+        own_ids += self.tokenizer.encode_template(chat.between) if chat else []
         return ReasoningPrompt(prefix_ids, tuple(own_ids), prefix_text, own_text, side.stop, side.decoding)
+
+    @cached_property
+    def _reasoning_turns(self) -> Turns | None:
+        return self._read_turns(self.instructions.reasoning.chat)
+
+    def _read_turns(self, chat: Chat | None) -> Turns | None:
+        if chat is None:
+            return None
+        template, source = self.tokenizer.chat_template, self.tokenizer.source
+        if template is None:
+            raise UserError(
+                f"{self.instructions.source} says `chat`, but {source} has no chat template; leave `chat` out, or give "
+                "the tokenizer of an instruction-tuned model"
+            )
+        return turns(template, chat, self.tokenizer.special_tokens, source)
+
+    def _read_end(self) -> Segment:
+        """Return what ends an answer; in a chat the first special token after it, with what may stand before that."""
+        if self._turns is None:
+            return self._token_segment("eos", self.tokenizer.eos_id)
+        ids = self.tokenizer.encode_template(self._turns.closing)
+        ends = [n for n, token in enumerate(ids) if self.tokenizer.is_special(token)]
+        if not ends:
+            raise UserError(
+                f"the chat template of {self.tokenizer.source} ends an answer with no special token, so nothing would "
+                "stop it; it cannot be used"
+            )
+        kept = tuple(ids[: ends[0] + 1])
+        return Segment("eos", "".join(map(self.tokenizer.token, kept)), kept)
 
     @cached_property
     def _longest_label(self) -> int:
@@ -165,7 +217,10 @@ class Renderer:
                 pieces.append((part.slot.replace(" ", "_"), part.text))
             else:
                 pieces.append((f"field:{part.slot}", self.instructions.field(row, part.slot)))
-        return _move_spaces(pieces) if self.tokenizer.spaces_lead else _move_spaces_back(pieces)
+        pieces = _move_spaces(pieces) if self.tokenizer.spaces_lead else _move_spaces_back(pieces)
+        if self._turns and pieces and pieces[-1][0] == "literal":
+            pieces[-1] = ("literal", pieces[-1][1].rstrip())  # as templates do with what they are given
+        return [piece for piece in pieces if piece[1]]
 
     def _fill_reasoning(self, reasoning: Reasoning | None, row: Row) -> list[Part]:
         """Return the parts of I_τ's template with its slot {reasoning} replaced by those of the variant."""
@@ -200,14 +255,19 @@ class Renderer:
     def _segments(self, pieces: list[tuple[str, str]]) -> list[Segment]:
         segments = []
         for n, (kind, text) in enumerate(pieces):
+            start = n == 0 and self._turns is None
             if kind in ("literal", "instructions"):
-                key = (text, n == 0)
+                key = (text, start)
                 if key not in self._constant_ids:
-                    self._constant_ids[key] = tuple(self.tokenizer.encode(text, start=n == 0))
+                    self._constant_ids[key] = tuple(self.tokenizer.encode(text, start=start))
                 ids = self._constant_ids[key]
             else:
-                ids = tuple(self.tokenizer.encode(text, start=n == 0))
+                ids = tuple(self.tokenizer.encode(text, start=start))
             segments.append(Segment(kind, text, ids))
+        if self._turns:
+            around = (self._turns.opening, self._turns.between)
+            opening, between = (Segment("chat", t, tuple(self.tokenizer.encode_template(t))) for t in around)
+            return [segment for segment in (opening, *segments, between) if segment.ids]
         if self.tokenizer.bos_id is not None:
             segments.insert(0, self._token_segment("bos", self.tokenizer.bos_id))
         return segments

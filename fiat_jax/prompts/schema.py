@@ -31,6 +31,18 @@ class Section:
     def items(self, key: str) -> list[Any]:
         return self._take(key, list, "a list", [])
 
+    def flag_or_mapping(self, key: str) -> dict[str, Any] | None:
+        """Return None for `false` or nothing, {} for `true`, or the mapping that stands there."""
+        self._known.add(key)
+        value = self.content.get(key)
+        if value is None or value is False:
+            return None
+        if value is True:
+            return {}
+        if not isinstance(value, dict):
+            raise UserError(f"{self._place(key)} must be true, false or a mapping, not {_kind(value)}")
+        return value
+
     def texts(self, key: str) -> tuple[str, ...]:
         values = self.items(key)
         if not all(isinstance(value, str) for value in values):

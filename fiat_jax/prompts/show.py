@@ -8,8 +8,8 @@ from fiat_jax.prompts.lint import LintReport
 from fiat_jax.prompts.render import TARGET, ReasoningPrompt, Rendered, Segment
 from fiat_jax.prompts.tokenizer import Tokenizer
 
-STYLES = {"bos": "dim", "eos": "dim", "instructions": "cyan", "reasoning": "yellow", "large_answer": "bold yellow"}
-STYLES |= {"answer": "bold green", "literal": "", "field": "blue"}
+STYLES = {"bos": "dim", "chat": "dim", "eos": "dim", "instructions": "cyan", "reasoning": "yellow"}
+STYLES |= {"large_answer": "bold yellow", "answer": "bold green", "literal": "", "field": "blue"}
 
 
 def show_rendered(rendered: Rendered, tokenizer: Tokenizer, console: Console) -> None:

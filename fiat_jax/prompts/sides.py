@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fiat_jax.errors import UserError, did_you_mean
+from fiat_jax.prompts.chat import Chat
 from fiat_jax.prompts.exemplars import ExemplarSets, RowsById, read_exemplars
 from fiat_jax.prompts.extract import Extract, make_extract
 from fiat_jax.prompts.fields import FIELD_KINDS, label_text
@@ -29,6 +30,7 @@ class ReasoningSide:
     decoding: Mapping[str, Any]
     extract: Extract
     extract_settings: Mapping[str, Any]
+    chat: Chat | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class AnswerSide:
     template: Template
     reasoning: Mapping[str, Template]
     truncate: tuple[str, ...]
+    chat: Chat | None = None
 
 
 def read_fields(section: Section) -> dict[str, str]:
@@ -81,9 +84,18 @@ def read_reasoning(
         decoding=_read_decoding(section),
         extract=make_extract(section.section("extract"), tuple(labels.values())),
         extract_settings=section.section("extract").content,
+        chat=_read_chat(section),
     )
     section.done()
     return side
+
+
+def _read_chat(section: Section) -> Chat | None:
+    """Read `chat` (true, or the template's variables) and `system`."""
+    variables, system = section.flag_or_mapping("chat"), section.text("system", "").strip("\n")
+    if variables is None and system:
+        raise UserError(f"{section.where}.system is told by a chat template alone; add `chat: true`")
+    return None if variables is None else Chat(system, tuple(sorted(variables.items())))
 
 
 def _read_decoding(section: Section) -> dict[str, Any]:
@@ -119,6 +131,7 @@ def read_answer(section: Section, fields: Mapping[str, str]) -> AnswerSide:
         template=template.cut("answer")[0],
         reasoning=_read_variants(section),
         truncate=tuple(name.removeprefix("field:") for name in section.texts("truncate")),
+        chat=_read_chat(section),
     )
     if ("reasoning" in template.slots) != bool(side.reasoning):
         raise UserError(

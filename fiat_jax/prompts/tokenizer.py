@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 
 from fiat_jax.errors import UserError
+from fiat_jax.prompts.chat import read_template
 
 SPACES = "▁Ġ "  # how vocabularies spell a space
 # these split at white space before any prefix is added
@@ -25,10 +26,19 @@ class Tokenizer:
     `decode(encode(text)) == text` wherever the tokenizer's own normalisation loses nothing.
     `spaces_lead` says whether most of its words begin with their space (" word", the rule) or end with it ("word ").
     `bos_id` is None unless the tokenizer begins its texts with it; `pad_id` may be the id of a real token.
+    `chat_template` is the Jinja source of its chat template, or None; `special_tokens` are those it may name.
     """
 
     def __init__(
-        self, spec: Mapping[str, Any], *, bos: str | None, eos: str | int, pad: str | None, begin: bool | None
+        self,
+        spec: Mapping[str, Any],
+        *,
+        bos: str | None,
+        eos: str | int,
+        pad: str | None,
+        begin: bool | None,
+        chat_template: str | None = None,
+        source: str = "the tokenizer",
     ):
         """Take a parsed tokenizer.json; `begin`: whether texts begin with `bos` (None: as the post-processor does)."""
         original = tokenizers.Tokenizer.from_str(json.dumps({**spec, "truncation": None, "padding": None}))
@@ -42,6 +52,10 @@ class Tokenizer:
         self.bos_id = bos_id if begins else None
 
         pieces, self._leading_space = _as_pieces(spec)
+        self.chat_template, self.source = chat_template, source
+        self.special_tokens = {"bos_token": bos or "", "eos_token": original.id_to_token(self.eos_id) or ""}
+        self._with_special = tokenizers.Tokenizer.from_str(json.dumps(pieces))
+        self._special = {t["id"] for t in pieces.get("added_tokens", []) if t["special"]} | {self.eos_id}
         self._backend = tokenizers.Tokenizer.from_str(json.dumps(pieces))
         self._backend.encode_special_tokens = True  # "</s>" in a user's text is five characters
         self._silent = {self.eos_id, self.bos_id} - {None}
@@ -68,6 +82,8 @@ class Tokenizer:
             eos=eos,
             pad=_content(config.get("pad_token")),
             begin=config.get("add_bos_token"),
+            chat_template=read_template(root, config),
+            source=str(root),
         )
 
     def encode(self, text: str, *, start: bool = False) -> list[int]:
@@ -87,6 +103,14 @@ class Tokenizer:
         if not self._control.keys().isdisjoint(ids):
             raise UserError(f"the text {text[:60]!r} contains a special token of the tokenizer; remove it")
         return ids
+
+    def encode_template(self, text: str) -> list[int]:
+        """Return the ids of a chat template's own text, in which special tokens are what they spell."""
+        return self._with_special.encode(text, add_special_tokens=False).ids if text else []
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is one that the tokenizer sets apart from text."""
+        return token_id in self._special
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids` without its special tokens, and with its leading space where it has one."""

@@ -1,0 +1,88 @@
+"""Chat templates: what an instruction-tuned model's own template puts around what it is told and what it answers."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fiat_jax.errors import UserError
+
+USER, ANSWER = "⟦fiat: the user's words⟧", "⟦fiat: the answer⟧"  # stand-ins that no template writes by itself
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How an instruction file wants its text told: in a user's turn, after a system's where there is one.
+
+    `variables` are handed to the template, such as `enable_thinking` of Qwen 3.
+    """
+
+    system: str = ""
+    variables: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Turns:
+    """The text of a chat template before the user's words, between them and the answer, and after the answer.
+
+    `lead` is white space that the template puts before an answer that is there, and not where one is asked for.
+    """
+
+    opening: str
+    between: str
+    lead: str
+    closing: str
+
+
+def read_template(root: Path, config: Mapping[str, Any]) -> str | None:
+    """Return the chat template of a tokenizer's directory, the one called "default" where there are several."""
+    file = root / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text("utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        return named.get("default")
+    if template is None and (root / "chat_template.json").is_file():
+        return json.loads((root / "chat_template.json").read_text("utf-8")).get("chat_template")
+    return template
+
+
+def turns(template: str, chat: Chat, special_tokens: Mapping[str, str], where: str) -> Turns:
+    """Return what a template puts around one exchange.
+
+    Raises:
+        UserError: a template that lacks a role, fails, or changes the words it is given.
+    """
+    # only whoever reads a chat template needs it
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    told = [{"role": "system", "content": chat.system}] if chat.system else []
+    told.append({"role": "user", "content": USER})
+    variables = {**special_tokens, **dict(chat.variables)}
+
+    def rendered(messages: list[dict[str, str]], prompt: bool) -> str:
+        try:
+            return render_jinja_template(
+                conversations=[messages], chat_template=template, add_generation_prompt=prompt, **variables
+            )[0][0]
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise UserError(
+                f"the chat template of {where} does not take the roles {roles} ({error}); leave `system` out of the "
+                "instruction file, or give a model whose template has it"
+            ) from None
+
+    asked = rendered(told, prompt=True)
+    answered = rendered([*told, {"role": "assistant", "content": ANSWER}], prompt=False)
+    missing = ["user"] if USER not in asked else ["assistant"] if ANSWER not in answered else []
+    if chat.system and chat.system.strip() not in asked:
+        missing.append("system")
+    if missing:
+        raise UserError(f"the chat template of {where} leaves out what the role {missing[0]} says; it cannot be used")
+    opening, between = asked.split(USER, 1)
+    before, closing = answered.split(ANSWER, 1)
+    lead = before.removeprefix(asked)
+    return Turns(opening, between, lead if lead.isspace() else "", closing)
