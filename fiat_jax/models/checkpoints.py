@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,18 @@ from fiat_jax.errors import UserError
 from fiat_jax.models.decoder import DecoderConfig
 from fiat_jax.models.families import Family, Tensor, sizes
 
+# as safetensors names them → NumPy
+FILE_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+}
+READERS = min(8, os.cpu_count() or 1)
+TILE = 128  # elements: two tiles of float32 fit the fastest cache but one
+ALIGNMENT = 64  # bytes
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 4 << 30
 
@@ -45,20 +58,39 @@ class WeightFiles:
     """The safetensors files of a directory: which tensors there are, and any slice of one."""
 
     def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        self._views: dict[str, np.ndarray] = {}
+        self._dtypes: dict[str, str] = {}
+        for path in self._paths():
+            self._map(path)
+
+    def _map(self, path: Path) -> None:
+        """Map a file's tensors into memory: what is read of them is copied once, to where it goes."""
         from safetensors import SafetensorError, safe_open  # only a machine that reads checkpoints needs it
 
-        self.directory = Path(directory)
-        self._slices = {}
-        for path in self._paths():
-            try:
-                handle = safe_open(path, framework="numpy")
-            except FileNotFoundError:
-                raise UserError(f"{path} is named by {INDEX} and is not there; fetch it again") from None
-            except SafetensorError as error:
-                size = path.stat().st_size
-                raise UserError(f"{path} ({size} bytes) is cut short or damaged: {error}; fetch it again") from None
-            names = handle.keys()  # a handle is no mapping
-            self._slices |= {name: handle.get_slice(name) for name in names}
+        try:
+            with safe_open(path, framework="numpy"):  # checks header, sizes and offsets
+                pass
+        except FileNotFoundError:
+            raise UserError(f"{path} is named by {INDEX} and is not there; fetch it again") from None
+        except SafetensorError as error:
+            size = path.stat().st_size
+            raise UserError(f"{path} ({size} bytes) is cut short or damaged: {error}; fetch it again") from None
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        bytes_ = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            if entry["dtype"] not in FILE_DTYPES:
+                raise UserError(
+                    f"{path} holds {name} in {entry['dtype']}, a quantised or unusual type; we read "
+                    f"{', '.join(FILE_DTYPES)}: give the unquantised checkpoint"
+                )
+            start, stop = (8 + length + offset for offset in entry["data_offsets"])
+            self._dtypes[name] = entry["dtype"]
+            self._views[name] = bytes_[start:stop].view(FILE_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
     def _paths(self) -> list[Path]:
         index = self.directory / INDEX
@@ -75,24 +107,24 @@ class WeightFiles:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name → shape of every tensor."""
-        return {name: tuple(part.get_shape()) for name, part in self._slices.items()}
+        return {name: view.shape for name, view in self._views.items()}
 
     def alias(self, name: str, other: str) -> None:
         """Where `name` is absent and `other` is there, read it as `name`: a file may keep either of two tied ones."""
-        if name not in self._slices and other in self._slices:
-            self._slices[name] = self._slices.pop(other)
+        if name not in self._views and other in self._views:
+            self._views[name], self._dtypes[name] = self._views.pop(other), self._dtypes.pop(other)
 
-    def read(self, name: str, ranges: Sequence[slice]) -> np.ndarray:
-        """Return one slice of a tensor, in the file's dtype."""
-        return self._slices[name][tuple(ranges)]
+    def view(self, name: str) -> np.ndarray:
+        """Return a tensor as it lies in its file, not yet read, in the file's dtype."""
+        return self._views[name]
 
     def fingerprint(self) -> str:
         """Return sha256 of names, shapes, dtypes and values spread over each tensor: seconds for any size."""
         digest = hashlib.sha256()
-        for name in sorted(self._slices):
-            part = self._slices[name]
-            shape = part.get_shape()
-            digest.update(json.dumps([name, shape, part.get_dtype()]).encode())
+        for name in sorted(self._views):
+            part = self._views[name]
+            shape = list(part.shape)
+            digest.update(json.dumps([name, shape, self._dtypes[name]]).encode())
             rows = np.unique(np.linspace(0, shape[0] - 1, min(8, shape[0])).astype(int)) if shape else []
             for row in rows:
                 values = np.ascontiguousarray(part[int(row) : int(row) + 1]).reshape(-1)
@@ -125,18 +157,26 @@ def our_shape(tensor: Tensor, size: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(size[dim] for dim in tensor.ours.split())
 
 
-def read_slice(files: WeightFiles, tensor: Tensor, name: str, wanted: Mapping[str, slice], size) -> np.ndarray:
-    """Return a slice of one of their tensors, in our order of dimensions, reading its outer ranges alone."""
-    groups = _groups(tensor.theirs)
-    ranges, expanded, inner = [], [], []
-    for group in groups:
-        lead, rest = wanted[group[0]], math.prod(size[dim] for dim in group[1:])
-        ranges.append(slice(lead.start * rest, lead.stop * rest))
-        expanded += [lead.stop - lead.start, *(size[dim] for dim in group[1:])]
-        inner += [slice(None), *(wanted[dim] for dim in group[1:])]
-    block = files.read(name, ranges).reshape(expanded)[tuple(inner)]
-    theirs = "".join(groups)
-    return block.transpose([theirs.index(dim) for dim in tensor.dims])
+def view_slice(files: WeightFiles, tensor: Tensor, name: str, wanted: Mapping[str, slice], size) -> np.ndarray:
+    """Return a slice of one of their tensors in our order of dimensions, a view of the file."""
+    theirs = "".join(_groups(tensor.theirs))
+    expanded = files.view(name).reshape([size[dim] for dim in theirs])
+    return expanded[tuple(wanted[dim] for dim in theirs)].transpose([theirs.index(dim) for dim in tensor.dims])
+
+
+def copy_into(out: np.ndarray, view: np.ndarray) -> None:
+    """Copy a view whose dimensions are in another order, tile by tile: a transposition at the speed of memory."""
+    if out.ndim < 2 or view.strides[-1] <= view.itemsize:
+        out[...] = view
+        return
+    # the dimension that lies closest in the file, against the one that lies closest in memory
+    near = min((d for d in range(view.ndim) if view.shape[d] > 1), key=lambda d: view.strides[d])
+    rows, columns = out.shape[near], out.shape[-1]
+    for row in range(0, rows, TILE):
+        for column in range(0, columns, TILE):
+            place = [slice(None)] * out.ndim
+            place[near], place[-1] = slice(row, row + TILE), slice(column, column + TILE)
+            out[tuple(place)] = view[tuple(place)]
 
 
 def to_theirs(tensor: Tensor, ours: np.ndarray) -> np.ndarray:
@@ -183,17 +223,27 @@ def load_array(files: WeightFiles, tensor: Tensor, config, sharding, dtype, num_
         full = [slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True)]
         layers = full.pop(0) if tensor.stacked else slice(0, 1)
         wanted = dict(zip(dims, full, strict=True))
-        out = np.empty([layers.stop - layers.start, *(s.stop - s.start for s in full)], dtype)
+        out = _aligned([layers.stop - layers.start, *(s.stop - s.start for s in full)], np.dtype(dtype))
+        copies = []
         for i, layer in enumerate(range(layers.start, layers.stop)):
             names = tensor.names(layer, config)
             if tensor.of_experts:
-                for e, name in enumerate(names[wanted["E"]]):
-                    out[i, e] = read_slice(files, tensor, name, wanted, size)
+                copies += [(out[i, e], name) for e, name in enumerate(names[wanted["E"]])]
             else:
-                out[i] = read_slice(files, tensor, names[0], wanted, size)
+                copies.append((out[i], names[0]))
+        with ThreadPoolExecutor(READERS) as pool:  # copying arrays is done outside of Python's lock
+            list(pool.map(lambda copy: copy_into(copy[0], view_slice(files, tensor, copy[1], wanted, size)), copies))
         return out if tensor.stacked else out[0]
 
     return jax.make_array_from_callback(shape, sharding, part)
+
+
+def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Return an empty array that JAX's CPU backend takes as it is: one at any other address it copies."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def write_model(

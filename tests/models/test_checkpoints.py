@@ -68,18 +68,33 @@ def test_every_mesh_gets_the_same_weights(sharded_checkpoint, one_device):
 
 
 def test_a_device_reads_no_more_of_a_file_than_its_own_part(sharded_checkpoint, monkeypatch):
-    sizes, read = {}, WeightFiles.read
+    sizes, view_slice = {}, checkpoints.view_slice
 
-    def recorded(self, name, ranges):
-        part = read(self, name, ranges)
-        sizes.setdefault(name, []).append(part.size / math.prod(self.shapes[name]))
+    def recorded(files, tensor, name, *args):
+        part = view_slice(files, tensor, name, *args)
+        sizes.setdefault(name, []).append(part.size / math.prod(files.shapes[name]))
         return part
 
-    monkeypatch.setattr(WeightFiles, "read", recorded)
+    monkeypatch.setattr(checkpoints, "view_slice", recorded)
     load_model(ModelConfig(str(sharded_checkpoint)), MeshConfig(1, 4, 2).build())
     matrices = {name: parts for name, parts in sizes.items() if "norm" not in name}
     assert len(matrices) == 2 + 3 * 7
     assert {part for parts in matrices.values() for part in parts} == {1 / 8}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0)])
+def test_tiles_copy_any_order_of_dimensions(order):
+    source = np.random.default_rng(0).normal(size=(5, 300, 140)).astype(np.float32)
+    view = source.transpose(order)
+    out = np.empty(view.shape, np.float32)
+    checkpoints.copy_into(out, view)
+    np.testing.assert_array_equal(out, view)
+
+
+def test_a_quantised_file_is_refused(change, one_device):
+    directory = change(model__norm__weight=np.zeros(16, np.int8))
+    with pytest.raises(UserError, match=r"holds model.norm.weight in I8, a quantised or unusual type"):
+        load_model(ModelConfig(str(directory)), one_device)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
