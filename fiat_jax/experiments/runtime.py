@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from fiat_jax.distributed import initialize, is_main
+from fiat_jax.errors import UserError
 
 CACHE_VARIABLE = "FIAT_COMPILATION_CACHE"
 PACKAGES = ("fiat-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn")
@@ -51,8 +52,19 @@ def write_config(workdir: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def recorded(workdir: Path, text: str) -> Iterator[None]:
-    """Write WORKDIR/config.gin beside what is done in context; one that is there gives way to results alone."""
-    if not (workdir / "config.gin").exists():
+    """Write WORKDIR/config.gin beside what is done in context; one that is there gives way to results alone.
+
+    What is refused before it has written anything leaves no working directory behind.
+    """
+    path, there, existed = workdir / "config.gin", (workdir / "config.gin").exists(), workdir.exists()
+    if not there:
         write_config(workdir, text)
-    yield
+    try:
+        yield
+    except UserError:
+        if not there and is_main() and list(workdir.iterdir()) == [path]:
+            path.unlink()
+            if not existed:
+                workdir.rmdir()
+        raise
     write_config(workdir, text)

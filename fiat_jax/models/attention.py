@@ -58,10 +58,13 @@ def attend(
 
     q_BHGTK = (q_BTHGK * (K**-0.5 if scale is None else scale)).transpose(0, 2, 3, 1, 4)
     k_BHSK, v_BHSK = k_BSHK.transpose(0, 2, 1, 3), v_BSHK.transpose(0, 2, 1, 3)
-    outs = []
-    for i, block_BHGTK in enumerate(jnp.split(q_BHGTK, blocks, axis=3)):  # backward joins parts; slices it would pad
-        queries, end = slice(i * block, (i + 1) * block), S if blocks == 1 else (i + 1) * block
-        outs.append(core(block_BHGTK, k_BHSK[:, :, :end], v_BHSK[:, :, :end], mask_BTS[:, queries, :end]))
+    # every block reads the keys up to its end, joined from parts: backward adds up parts, where slices it would pad
+    blocks_BHGTK, outs = jnp.split(q_BHGTK, blocks, axis=3), []
+    keys, values = jnp.split(k_BHSK, blocks, axis=2), jnp.split(v_BHSK, blocks, axis=2)
+    for i, block_BHGTK in enumerate(blocks_BHGTK):
+        k_BHSK, v_BHSK = (jnp.concatenate(parts[: i + 1], axis=2) for parts in (keys, values))
+        mask_block_BTS = mask_BTS[:, i * block : (i + 1) * block, : k_BHSK.shape[2]]
+        outs.append(core(block_BHGTK, k_BHSK, v_BHSK, mask_block_BTS))
     return jnp.concatenate(outs, axis=3).transpose(0, 3, 1, 2, 4)
 
 
