@@ -30,6 +30,10 @@ FILE_DTYPES = {
 }
 READERS = min(8, os.cpu_count() or 1)
 TILE = 128  # elements: two tiles of float32 fit the fastest cache but one
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"),
+    *("chat_template.jinja", "chat_template.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
 ALIGNMENT = 64  # bytes
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 4 << 30
@@ -271,7 +275,7 @@ def write_model(
         index = {"metadata": {"total_size": sum(sum(shard.values()) for shard in shards)}, "weight_map": weight_map}
         (target / INDEX).write_text(json.dumps(index, indent=2))
     (target / "config.json").write_text(json.dumps(dict(hf_config), indent=2))
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
+    for name in TOKENIZER_FILES:
         if (Path(source) / name).exists():
             shutil.copyfile(Path(source) / name, target / name)
 

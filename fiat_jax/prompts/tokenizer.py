@@ -12,6 +12,7 @@ import tokenizers
 
 from fiat_jax.errors import UserError
 from fiat_jax.prompts.chat import read_template
+from fiat_jax.prompts.sentencepiece import read_sentencepiece
 
 SPACES = "▁Ġ "  # how vocabularies spell a space
 # these split at white space before any prefix is added
@@ -65,19 +66,19 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, path: str | Path) -> "Tokenizer":
-        """Read tokenizer.json and tokenizer_config.json, and the end token of config.json if need be."""
+        """Read tokenizer.json or a SentencePiece file, and what other files say of its tokens."""
         root = Path(path)
-        if not (root / "tokenizer.json").is_file():
-            raise UserError(
-                f"{root} has no tokenizer.json; write one with transformers: "
-                f"AutoTokenizer.from_pretrained({str(root)!r}).save_pretrained({str(root)!r})"
-            )
         config = {**_read_json(root / "special_tokens_map.json"), **_read_json(root / "tokenizer_config.json")}
+        if (root / "tokenizer.json").is_file():
+            spec = _read_json(root / "tokenizer.json")
+        else:
+            spec, named = read_sentencepiece(root)
+            config = {**named, **config}
         eos = _content(config.get("eos_token"))
         if eos is None:
             eos = _eos_id(root)
         return cls(
-            _read_json(root / "tokenizer.json"),
+            spec,
             bos=_content(config.get("bos_token")),
             eos=eos,
             pad=_content(config.get("pad_token")),

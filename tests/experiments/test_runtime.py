@@ -21,7 +21,10 @@ def test_what_is_refused_leaves_the_settings_of_what_was_done_before(tmp_path):
 
 
 def test_what_was_computed_before_a_refusal_keeps_its_settings(tmp_path):
-    with pytest.raises(UserError), recorded(tmp_path, "a = 1\n"):
+    def fail():
         (tmp_path / "checkpoint").touch()
         raise UserError("no")
+
+    with pytest.raises(UserError), recorded(tmp_path, "a = 1\n"):
+        fail()
     assert (tmp_path / "config.gin").read_text() == "a = 1\n"
