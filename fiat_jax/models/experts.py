@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from fiat_jax.models.linear import WEIGHT_STD
 from fiat_jax.sharding import ShardingRules, axis_size
 
-LARGEST_BLOCK = 256  # rows; a block reads its expert's weights once, and what does not fill a block is computed in vain
+LARGEST_BLOCK = 128  # rows; what does not fill a block is computed in vain
 EXPERT_AXES = ("layers", "experts", "embed", "mlp")
 
 
@@ -80,12 +80,12 @@ def mix(x_ND, weights_NJ, experts_NJ, gate_EDF, up_EDF, down_EFD, *, activation,
     """
     (N, D), (_, J), E = x_ND.shape, experts_NJ.shape, gate_EDF.shape[0]
     block = min(LARGEST_BLOCK, max(8, 1 << (math.ceil(N * J / E) - 1).bit_length()))
-    places_M, expert_Q = _grouped(experts_NJ.reshape(-1), E, block)
+    places_M, blocks_E = _grouped(experts_NJ.reshape(-1), E, block)
     rows_M = jnp.where(places_M < N * J, places_M // J, N)  # the row behind the last is zero
     x_QMD = jnp.pad(x_ND, ((0, 1), (0, 0)))[rows_M].reshape(-1, block, D)
-    gate_QMF = name(by_expert(x_QMD, gate_EDF, expert_Q), "gate")
-    up_QMF = name(by_expert(x_QMD, up_EDF, expert_Q), "up")
-    out_MD = by_expert(activation(gate_QMF) * up_QMF, down_EFD, expert_Q).reshape(-1, D)
+    gate_QMF = name(by_expert(x_QMD, gate_EDF, blocks_E), "gate")
+    up_QMF = name(by_expert(x_QMD, up_EDF, blocks_E), "up")
+    out_MD = by_expert(activation(gate_QMF) * up_QMF, down_EFD, blocks_E).reshape(-1, D)
     weights_M = jnp.pad(weights_NJ.reshape(-1), (0, 1))[jnp.minimum(places_M, N * J)]
     out_MD *= weights_M[:, None].astype(out_MD.dtype)
     out_ND = jnp.zeros((N + 1, D), x_ND.dtype).at[rows_M].add(out_MD)[:N]
@@ -96,7 +96,7 @@ def _grouped(experts_A: jax.Array, num_experts: int, block: int) -> tuple[jax.Ar
     """Lay assignments out in blocks of one expert each.
 
     Returns the assignment (its place in experts_A) in every place of every block, len(experts_A) where there is none,
-    and the expert of every block, `num_experts` where the block is empty.
+    and how many blocks each expert has; they come in the order of experts.
     """
     A = experts_A.shape[0]
     num_blocks = min(A // block + num_experts, A)
@@ -109,41 +109,56 @@ def _grouped(experts_A: jax.Array, num_experts: int, block: int) -> tuple[jax.Ar
     rank_QM = (jnp.arange(num_blocks) - first_block_E[of_Q])[:, None] * block + jnp.arange(block)[None]
     there_QM = (rank_QM < counts_E[of_Q][:, None]) & (expert_Q < num_experts)[:, None]
     places_QM = order_A[jnp.where(there_QM, first_E[of_Q][:, None] + rank_QM, 0)]
-    return jnp.where(there_QM, places_QM, A).reshape(-1), expert_Q
+    return jnp.where(there_QM, places_QM, A).reshape(-1), blocks_E
 
 
 @jax.custom_vjp
-def by_expert(x_QMI: jax.Array, w_EIO: jax.Array, expert_Q: jax.Array) -> jax.Array:
-    """Return x[q] @ w[expert_Q[q]] for every block q; zeros where the block is empty (expert E)."""
-    return _products(x_QMI, w_EIO, expert_Q, "MI,IO->MO", w_EIO.shape[2])
+def by_expert(x_QMI: jax.Array, w_EIO: jax.Array, blocks_E: jax.Array) -> jax.Array:
+    """Return every block times the weights of its expert (Q, M, O): the first blocks_E[0] are of expert 0, and so on.
+
+    Weights of experts that have no blocks are not touched, those of the others read once; blocks of none are zeros.
+    """
+    return _products(x_QMI, w_EIO, blocks_E, "MI,IO->MO", w_EIO.shape[2])
 
 
-def _products(x_QM, w_E, expert_Q, equation: str, outputs: int):
-    def one(_, inputs):
-        x_M, expert = inputs
-        product = lambda: jnp.einsum(equation, x_M, w_E[expert])  # noqa: E731
-        nothing = lambda: jnp.zeros((x_M.shape[0], outputs), x_M.dtype)  # noqa: E731
-        return None, jax.lax.cond(expert < w_E.shape[0], product, nothing)
+def _each_expert(blocks_E: jax.Array, step, carry):
+    """Fold step(carry, expert, its first block, the block behind its last) over the experts that have blocks."""
+    ends_E, active_E = jnp.cumsum(blocks_E), jnp.argsort(blocks_E == 0, stable=True)
 
-    return jax.lax.scan(one, None, (x_QM, expert_Q))[1]
+    def one(i, carry):
+        expert = active_E[i]
+        return step(carry, expert, ends_E[expert] - blocks_E[expert], ends_E[expert])
+
+    return jax.lax.fori_loop(0, jnp.count_nonzero(blocks_E), one, carry)
 
 
-def _forward(x, w, expert):
+def _products(x_QM, w_E, blocks_E, equation: str, outputs: int):
+    def step(out_QM, expert, start, stop):
+        w = w_E[expert]
+        return jax.lax.fori_loop(start, stop, lambda q, out: out.at[q].set(jnp.einsum(equation, x_QM[q], w)), out_QM)
+
+    return _each_expert(blocks_E, step, jnp.zeros((*x_QM.shape[:2], outputs), x_QM.dtype))
+
+
+def _forward(x, w, blocks):
     kept = x.value if w.perturbed else None  # for the gradient of weights, which frozen ones do not need
-    return by_expert(x.value, w.value, expert.value), (kept, w.value, expert.value)
+    return by_expert(x.value, w.value, blocks.value), (kept, w.value, blocks.value)
 
 
 def _backward(residuals, grad_QMO):
-    x_QMI, w_EIO, expert_Q = residuals
-    x_grad = _products(grad_QMO, w_EIO, expert_Q, "MO,IO->MI", w_EIO.shape[1])
+    x_QMI, w_EIO, blocks_E = residuals
+    x_grad = _products(grad_QMO, w_EIO, blocks_E, "MO,IO->MI", w_EIO.shape[1])
     if x_QMI is None:
         return x_grad, None, None
 
-    def add(w_grad, inputs):
-        x_MI, grad_MO, expert = inputs
-        return w_grad.at[expert].add((x_MI.T @ grad_MO).astype(w_grad.dtype), mode="drop"), None
+    def step(w_grad, expert, start, stop):
+        def add(q, grad_IO):
+            return grad_IO + jnp.einsum("MI,MO->IO", x_QMI[q], grad_QMO[q], preferred_element_type=jnp.float32)
 
-    return x_grad, jax.lax.scan(add, jnp.zeros_like(w_EIO), (x_QMI, grad_QMO, expert_Q))[0], None
+        grad_IO = jax.lax.fori_loop(start, stop, add, jnp.zeros(w_EIO.shape[1:], jnp.float32))
+        return w_grad.at[expert].set(grad_IO.astype(w_grad.dtype))
+
+    return x_grad, _each_expert(blocks_E, step, jnp.zeros_like(w_EIO)), None
 
 
 by_expert.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -1,4 +1,4 @@
-"""SentencePiece files of checkpoints without a tokenizer.json: converted by transformers, compared with the original."""
+"""SentencePiece files of checkpoints without a tokenizer.json: converted by transformers and compared."""
 
 import json
 from pathlib import Path

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from fiat_jax.errors import UserError
 from fiat_jax.models import checkpoints
 from fiat_jax.models.checkpoints import INDEX, WeightFiles, write_model
+from fiat_jax.models.families import Tensor
 from fiat_jax.models.model import ModelConfig, load_model, logits, their_tensors
 from fiat_jax.sharding import MeshConfig
 
@@ -67,25 +68,45 @@ def test_every_mesh_gets_the_same_weights(sharded_checkpoint, one_device):
         jax.tree.map(np.testing.assert_array_equal, loaded, expected)
 
 
-def test_a_device_reads_no_more_of_a_file_than_its_own_part(sharded_checkpoint, monkeypatch):
-    sizes, view_slice = {}, checkpoints.view_slice
+@pytest.mark.parametrize("chunk", [1, 300, 1 << 20])
+def test_a_host_reads_every_tensor_once(sharded_checkpoint, monkeypatch, chunk):
+    counts, read = {}, WeightFiles.read
 
-    def recorded(files, tensor, name, *args):
-        part = view_slice(files, tensor, name, *args)
-        sizes.setdefault(name, []).append(part.size / math.prod(files.shapes[name]))
-        return part
+    def recorded(self, name, start, stop):
+        counts[name] = counts.get(name, 0) + stop - start
+        return read(self, name, start, stop)
 
-    monkeypatch.setattr(checkpoints, "view_slice", recorded)
-    load_model(ModelConfig(str(sharded_checkpoint)), MeshConfig(1, 4, 2).build())
-    matrices = {name: parts for name, parts in sizes.items() if "norm" not in name}
-    assert len(matrices) == 2 + 3 * 7
-    assert {part for parts in matrices.values() for part in parts} == {1 / 8}
+    monkeypatch.setattr(WeightFiles, "read", recorded)
+    monkeypatch.setattr(checkpoints, "CHUNK_BYTES", chunk)
+    expected = arrays(load_model(ModelConfig(str(sharded_checkpoint)), MeshConfig(8, 1, 1).build()))
+    assert counts == {name: math.prod(shape) for name, shape in WeightFiles(sharded_checkpoint).shapes.items()}
+    loaded = arrays(load_model(ModelConfig(str(sharded_checkpoint)), MeshConfig(1, 4, 2).build()))
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+
+
+def test_a_host_reads_no_more_than_the_rows_it_holds(sharded_checkpoint, monkeypatch):
+    """One of two hosts, as its devices are told apart by what they hold of a tensor."""
+    files, picked = WeightFiles(sharded_checkpoint), []
+    read, mapped = WeightFiles.read, WeightFiles.mapped
+    monkeypatch.setattr(WeightFiles, "read", lambda *args: picked.append(("read", *args[2:])) or read(*args))
+    monkeypatch.setattr(WeightFiles, "mapped", lambda *args: picked.append(("mapped", *args[2:])) or mapped(*args))
+    tensor = Tensor("embed.w", "model.embed_tokens.weight", "V D", "V D")
+    whole, size = files.view(tensor.name), {"V": 40, "D": 16}
+    for rows, columns, how in ((slice(10, 20), slice(0, 16), "read"), (slice(0, 40), slice(4, 8), "mapped")):
+        out = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.float32)
+        monkeypatch.setattr(checkpoints, "CHUNK_BYTES", 16 * 4 * 10)
+        checkpoints._fill(files, tensor, tensor.name, [(out, {"V": rows, "D": columns})], size)
+        np.testing.assert_array_equal(out, whole[rows, columns])
+        assert {kind for kind, *_ in picked} == {how}
+        assert sum(stop - start for _, start, stop in picked) == (rows.stop - rows.start) * 16
+        picked.clear()
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0)])
-def test_tiles_copy_any_order_of_dimensions(order):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_any_order_of_dimensions_is_copied(order, dtype):
     source = np.random.default_rng(0).normal(size=(5, 300, 140)).astype(np.float32)
-    view = source.transpose(order)
+    view = source.astype(dtype).transpose(order)
     out = np.empty(view.shape, np.float32)
     checkpoints.copy_into(out, view)
     np.testing.assert_array_equal(out, view)
