@@ -90,7 +90,7 @@ class Generator:
         """Return new tokens (B, slots) and how many of each row count; `limit` of the slots are used at most."""
         module = self.model.module(trainable, frozen)
         B, T = tokens_BT.shape
-        next_token = functools.partial(self._next_token, module)
+        next_token = functools.partial(self._next_token, module, lengths_B + limit)
 
         cache = KVCache.zeros(module.config, B, T + slots, jnp.dtype(module.build.dtype))
         cache = jax.tree.map(lambda x: constrain(x, module.build.rules, *CACHE_AXES), cache)
@@ -115,11 +115,21 @@ class Generator:
         return out_BS, counts_B
 
     @staticmethod
-    def _next_token(module, tokens_BT, positions_BT, last_B, cache):
-        """Read tokens into the cache and return the likeliest token after place `last_B` of each row."""
+    def _next_token(module, wholes_B, tokens_BT, positions_BT, last_B, cache):
+        """Read tokens into the cache and return the likeliest token after place `last_B` of each row.
+
+        wholes_B is how long each row's text will be: what a token's angle may depend on must be the same in all steps.
+        """
         slots_S = jnp.arange(cache.k_LBSHK.shape[2])
         mask_BTS = slots_S[None, None] <= positions_BT[:, :, None]
-        x_BTD, cache = module(tokens_BT, positions_BT, mask_BTS, cache=cache, slots_BT=positions_BT)
+        x_BTD, cache = module(
+            tokens_BT,
+            positions_BT,
+            mask_BTS,
+            lengths_BT=jnp.broadcast_to(wholes_B[:, None], tokens_BT.shape),
+            cache=cache,
+            slots_BT=positions_BT,
+        )
         logits_B1V = module.logits(jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1))
         return jnp.argmax(logits_B1V[:, 0], axis=-1).astype(jnp.int32), cache
 

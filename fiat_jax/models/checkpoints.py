@@ -34,7 +34,8 @@ READERS = min(8, os.cpu_count() or 1)
 CHUNK_BYTES = 8 << 20  # of a tensor are read and transposed at a time: a core's cache holds them
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"),
-    *("chat_template.jinja", "chat_template.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("chat_template.jinja", "chat_template.json", "added_tokens.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model"),
 )
 ALIGNMENT = 64  # bytes
 INDEX = "model.safetensors.index.json"
@@ -127,6 +128,17 @@ class WeightFiles:
         """Return a tensor as it lies in its file, not yet read, in the file's dtype."""
         return self._views[name]
 
+    def check_tied(self, name: str, other: str) -> None:
+        """Refuse two tensors that config.json says are one, and are not; some of their rows are compared."""
+        if name in self._views and other in self._views:
+            one, two = self._views[name], self._views[other]
+            rows = np.unique(np.linspace(0, len(one) - 1, min(256, len(one))).astype(int))
+            if one.shape != two.shape or not np.array_equal(one[rows], two[rows]):
+                raise UserError(
+                    f"{self.directory}/config.json ties {other} to {name}, and the files hold two that differ; set its "
+                    "tie_word_embeddings to false"
+                )
+
     def mapped(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return elements of a tensor as they lie in its file, flat, not yet read."""
         return self._views[name].reshape(-1)[start:stop]
@@ -214,6 +226,7 @@ def check_tensors(files: WeightFiles, family: Family, config: DecoderConfig, num
     """Compare the files with what config.json promises; one error lists all that is missing, extra or misshapen."""
     if config.tied_head:
         files.alias("model.embed_tokens.weight", "lm_head.weight")
+        files.check_tied("model.embed_tokens.weight", "lm_head.weight")
     size, found = sizes(config), files.shapes
     expected = {
         name: their_shape(tensor, size)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fiat_jax.errors import UserError, did_you_mean
@@ -106,8 +107,8 @@ LOCAL, GLOBAL = "sliding_attention", "full_attention"
 class _Reader:
     """The entries of one config.json, in old and new spellings."""
 
-    def __init__(self, hf: Mapping[str, Any], where: str):
-        self.hf, self.where = hf, where
+    def __init__(self, hf: Mapping[str, Any], where: str, *, eps: float = 1e-6, theta: float = 10_000.0):
+        self.hf, self.where, self.eps, self.theta = hf, where, eps, theta
 
     def __getitem__(self, name: str) -> Any:
         if self.hf.get(name) is None:
@@ -142,7 +143,7 @@ class _Reader:
             "head_dim": self.get("head_dim", width // heads),
             "mlp_width": self["intermediate_size"],
             "max_length": self.get("max_position_embeddings", 2048),
-            "norm_eps": self.get("rms_norm_eps", 1e-6),
+            "norm_eps": self.get("rms_norm_eps", self.eps),
             "tied_head": self.get("tie_word_embeddings", False),
         }
         return found | overrides
@@ -150,25 +151,32 @@ class _Reader:
     def activation(self, name: str = "hidden_act", default: str = "silu") -> str:
         return ACTIVATION_NAMES[self.require(name, tuple(ACTIVATION_NAMES), default)]
 
-    def rope(self, layer_type: str = "", theta: float = 10_000.0, renamed: Mapping[str, str] | None = None) -> Rope:
-        """Return the positions of all layers, or of those of one type where config.json tells them apart.
+    def rope(
+        self, named: Mapping[str, Any] | None = None, *, renamed: Mapping[str, str] | None = None, in_part: bool = False
+    ) -> Rope:
+        """Return the positions that are `named`, by default those of all layers.
 
-        `theta` is what counts where config.json names none; `renamed` maps its kinds to those of the field.
+        `renamed` maps kinds to those of the field; `in_part`: whether heads may be turned in part.
         """
-        hf = self.get("rope_parameters") or self.get("rope_scaling") or {}
-        hf = hf.get(layer_type) or {} if layer_type and (LOCAL in hf or GLOBAL in hf) else hf
+        everywhere: Mapping[str, Any] = self.get("rope_scaling") or self.get("rope_parameters") or {}
+        hf = everywhere if named is None else named
         kind = hf.get("rope_type", hf.get("type")) or "default"
         kind = (renamed or {}).get(kind, kind)
         if kind not in KINDS:
             hint = did_you_mean(kind, KINDS)
             raise UserError(f"{self.where} has rope type {kind!r}; we read {', '.join(KINDS)}.{hint}")
-        base = float(hf.get("rope_theta") or self.get("rope_theta", theta))
-        plain = Rope(theta=base, share=float(hf.get("partial_rotary_factor") or self.get("partial_rotary_factor", 1.0)))
+        base = float(hf.get("rope_theta") or self.get("rope_theta", self.theta))
+        share = float(hf.get("partial_rotary_factor") or self.get("partial_rotary_factor", 1.0))
+        if share != 1 and not in_part:
+            raise UserError(f"{self.where} has partial_rotary_factor {share}; for this architecture we read 1.0 alone")
+        plain = Rope(theta=base, share=share)
         if kind == "default":
             return plain
         longest = self.get("max_position_embeddings", 2048)
         original = self.get("original_max_position_embeddings") or hf.get("original_max_position_embeddings") or longest
         original = longest if kind == "dynamic" else original
+        if kind in ("linear", "dynamic", "llama3") and not hf.get("factor"):
+            raise UserError(f"{self.where} has rope type {kind!r} without 'factor'; fetch it again")
         factor = hf.get("factor") or longest / original
         stretched = dataclasses.replace(plain, kind=kind, factor=float(factor), original_length=int(original))
         match kind:
@@ -184,18 +192,23 @@ class _Reader:
                     magnitude=_magnitude(kind, hf, factor, original),
                 )
             case "longrope":
+                pairs = plain.turned(self.sizes()["head_dim"]) // 2
                 return dataclasses.replace(
                     stretched,
                     magnitude=_magnitude(kind, hf, factor, original),
-                    short_factors=self._factors(hf, "short_factor"),
-                    long_factors=self._factors(hf, "long_factor"),
+                    short_factors=self._factors(hf, "short_factor", pairs),
+                    long_factors=self._factors(hf, "long_factor", pairs),
                 )
         return stretched
 
-    def _factors(self, hf: Mapping[str, Any], name: str) -> tuple[float, ...]:
-        if not hf.get(name):
-            raise UserError(f"{self.where} has rope type 'longrope' without {name!r}; fetch it again")
-        return tuple(map(float, hf[name]))
+    def _factors(self, hf: Mapping[str, Any], name: str, pairs: int) -> tuple[float, ...]:
+        found = hf.get(name) or ()
+        if len(found) != pairs:
+            raise UserError(
+                f"{self.where} has rope type 'longrope' with {len(found)} numbers in {name}; its heads turn {pairs} "
+                "pairs of dimensions: fetch it again"
+            )
+        return tuple(map(float, found))
 
     def reaches(self, window: int | None, types: Sequence[str], ropes: Mapping[str, Rope]) -> dict[str, Any]:
         """Return the kinds of layers, and the kind of each."""
@@ -238,14 +251,13 @@ def _read_mistral(hf: Mapping[str, Any], where: str) -> DecoderConfig:
     return DecoderConfig(**read.sizes(), activation=read.activation(), reaches=(Reach(window, read.rope()),))
 
 
-def _read_qwen(hf: Mapping[str, Any], where: str) -> DecoderConfig:
+def _read_qwen(hf: Mapping[str, Any], where: str, *, third: bool) -> DecoderConfig:
     """Read Qwen 2, 2.5 and 3."""
     read = _Reader(hf, where)
-    third = "Qwen3" in hf["architectures"][0]
     biased = (
         {"q", "k", "v", "o"} if third and read.get("attention_bias", False) else set() if third else {"q", "k", "v"}
     )
-    window = read.get("sliding_window", 4096) if read.get("use_sliding_window", False) else None
+    window = hf.get("sliding_window", 4096) if read.get("use_sliding_window", False) else None
     layers, first_local = read["num_hidden_layers"], read.get("max_window_layers", 28)
     by_default = [LOCAL if window is not None and i >= first_local else GLOBAL for i in range(layers)]
     rope = read.rope()
@@ -259,20 +271,21 @@ def _read_qwen(hf: Mapping[str, Any], where: str) -> DecoderConfig:
     )
 
 
-def _read_gemma(hf: Mapping[str, Any], where: str) -> DecoderConfig:
+def _read_gemma(hf: Mapping[str, Any], where: str, *, generation: int) -> DecoderConfig:
     """Read Gemma 1 to 3."""
     read = _Reader(hf, where)
     read.require("use_bidirectional_attention", (False,), False)
-    generation = {"GemmaForCausalLM": 1, "Gemma2ForCausalLM": 2, "Gemma3ForCausalLM": 3}[hf["architectures"][0]]
     activation = "hidden_activation" if read.get("hidden_activation") else "hidden_act"
     common: dict[str, Any] = {
         **read.sizes(head_dim=read.get("head_dim", 256), tied_head=read.get("tie_word_embeddings", True)),
-        "activation": "gelu_tanh" if generation == 1 else read.activation(activation, "gelu_pytorch_tanh"),
+        "activation": read.activation(activation, "gelu_pytorch_tanh"),
         "biased": frozenset({"q", "k", "v", "o"} if read.get("attention_bias", False) else ()),
         "norm_offset": 1.0,
         "embed_scale": math.sqrt(read["hidden_size"]),
     }
     if generation == 1:
+        # "gelu" is a slip of its first files: the model was trained with the other
+        common["activation"] = {"gelu": "gelu_tanh"}.get(common["activation"], common["activation"])
         return DecoderConfig(**common, reaches=(Reach(None, read.rope()),))
     layers, every = range(read["num_hidden_layers"]), 2 if generation == 2 else read.get("sliding_window_pattern", 6)
     types = read.get("layer_types", [LOCAL if (i + 1) % every else GLOBAL for i in layers])
@@ -280,17 +293,13 @@ def _read_gemma(hf: Mapping[str, Any], where: str) -> DecoderConfig:
         ropes: dict[str, Rope] = dict.fromkeys((LOCAL, GLOBAL), read.rope())
         caps = ("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)
     else:
-        in_old_spelling = not read.get("rope_parameters")
-        local = Rope(theta=read.get("rope_local_base_freq", 10_000.0))
-        ropes = {
-            LOCAL: local if in_old_spelling else read.rope(LOCAL),
-            GLOBAL: read.rope(GLOBAL, theta=1_000_000.0),
-        }
+        ropes = _gemma3_ropes(read)
+        read.require("attn_logit_softcapping", (None,))
         caps = ("attn_logit_softcapping", None), ("final_logit_softcapping", None)
     attention_cap, logit_cap = (hf.get(name, default) for name, default in caps)
     return DecoderConfig(
         **common,
-        **read.reaches(read.get("sliding_window", 4096), types, ropes),
+        **read.reaches(hf.get("sliding_window", 4096), types, ropes),
         qk_norm=generation == 3,
         sandwich=True,
         query_scale=read.get("query_pre_attn_scalar", 256) ** -0.5,
@@ -299,28 +308,39 @@ def _read_gemma(hf: Mapping[str, Any], where: str) -> DecoderConfig:
     )
 
 
+def _gemma3_ropes(read: _Reader) -> dict[str, Rope]:
+    """Return the positions of local and global layers, which old files write in other places than new ones."""
+    new = read.get("rope_parameters", {})
+    of = {kind: dict(new.get(kind) or {}) for kind in (LOCAL, GLOBAL)} if LOCAL in new or GLOBAL in new else {}
+    everywhere = {} if of else new
+    global_ = {
+        "rope_theta": read.get("rope_theta", 1e6),
+        **everywhere,
+        **of.get(GLOBAL, {}),
+        **read.get("rope_scaling", {}),
+    }
+    local = {"rope_theta": read.get("rope_local_base_freq", 1e4), **of.get(LOCAL, {})}
+    return {LOCAL: read.rope(local), GLOBAL: read.rope(global_)}
+
+
 def _read_phi3(hf: Mapping[str, Any], where: str) -> DecoderConfig:
-    read = _Reader(hf, where)
-    rope = read.rope(renamed={"su": "longrope", "yarn": "longrope"})
-    pairs = rope.turned(read.sizes()["head_dim"]) // 2
-    for name, factors in (("short_factor", rope.short_factors), ("long_factor", rope.long_factors)):
-        if rope.kind == "longrope" and len(factors) != pairs:
-            raise UserError(f"{where} has {len(factors)} numbers in {name}; its heads turn {pairs} pairs of dimensions")
+    read = _Reader({"original_max_position_embeddings": 4096, **hf}, where, eps=1e-5)
+    rope = read.rope(renamed={"su": "longrope", "yarn": "longrope"}, in_part=True)
     reaches = (Reach(hf.get("sliding_window"), rope),)
     return DecoderConfig(**read.sizes(), activation=read.activation(), reaches=reaches, fused=True)
 
 
-def _read_mixture(hf: Mapping[str, Any], where: str) -> DecoderConfig:
+def _read_mixture(hf: Mapping[str, Any], where: str, *, qwen: bool) -> DecoderConfig:
     """Read Mixtral and Qwen3-MoE."""
-    read = _Reader(hf, where)
-    qwen = "Qwen3Moe" in hf["architectures"][0]
+    read = _Reader(hf, where) if qwen else _Reader(hf, where, eps=1e-5, theta=1e6)
     if qwen:
         read.require("decoder_sparse_step", (1,), 1)
         read.require("mlp_only_layers", ([],), [])
-    windowed = read.get("use_sliding_window", False) if qwen else True
+    window = hf.get("sliding_window", 4096 if qwen else None)
+    window = window if not qwen or read.get("use_sliding_window", False) else None
     return DecoderConfig(
         **read.sizes(**({"mlp_width": read["moe_intermediate_size"]} if qwen else {})),
-        reaches=(Reach(hf.get("sliding_window") if windowed else None, read.rope()),),
+        reaches=(Reach(window, read.rope()),),
         activation=read.activation(),
         biased=frozenset({"q", "k", "v", "o"} if qwen and read.get("attention_bias", False) else ()),
         qk_norm=qwen,
@@ -397,20 +417,20 @@ LLAMA = Family("llama", _read_llama, _TENSORS + _NORMS)
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": LLAMA,
     "MistralForCausalLM": Family("mistral", _read_mistral, _TENSORS + _NORMS),
-    "Qwen2ForCausalLM": Family("qwen2", _read_qwen, _TENSORS + _NORMS),
-    "Qwen3ForCausalLM": Family("qwen3", _read_qwen, _TENSORS + _NORMS),
-    "GemmaForCausalLM": Family("gemma", _read_gemma, _TENSORS + _NORMS),
-    "Gemma2ForCausalLM": Family("gemma2", _read_gemma, _TENSORS + _SANDWICH),
-    "Gemma3ForCausalLM": Family("gemma3", _read_gemma, _TENSORS + _SANDWICH),
+    "Qwen2ForCausalLM": Family("qwen2", partial(_read_qwen, third=False), _TENSORS + _NORMS),
+    "Qwen3ForCausalLM": Family("qwen3", partial(_read_qwen, third=True), _TENSORS + _NORMS),
+    "GemmaForCausalLM": Family("gemma", partial(_read_gemma, generation=1), _TENSORS + _NORMS),
+    "Gemma2ForCausalLM": Family("gemma2", partial(_read_gemma, generation=2), _TENSORS + _SANDWICH),
+    "Gemma3ForCausalLM": Family("gemma3", partial(_read_gemma, generation=3), _TENSORS + _SANDWICH),
     "Phi3ForCausalLM": Family("phi3", _read_phi3, _TENSORS + _NORMS),
     "MixtralForCausalLM": Family(
         "mixtral",
-        _read_mixture,
+        partial(_read_mixture, qwen=False),
         (*_TENSORS, *_NORMS, *_experts(_MIXTRAL + "gate", _MIXTRAL + "experts", "w1", "w3", "w2")),
     ),
     "Qwen3MoeForCausalLM": Family(
         "qwen3_moe",
-        _read_mixture,
+        partial(_read_mixture, qwen=True),
         (*_TENSORS, *_NORMS, *_experts(_MLP + "gate", _MLP + "experts", "gate_proj", "up_proj", "down_proj")),
     ),
 }

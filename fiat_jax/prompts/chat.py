@@ -8,6 +8,9 @@ from typing import Any
 
 from fiat_jax.errors import UserError
 
+# to a template that asks for the date: a prompt must not change overnight
+TODAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+RENDERING = ("messages", "conversations", "chat_template", "add_generation_prompt", "tools", "documents")
 USER, ANSWER = "⟦fiat: the user's words⟧", "⟦fiat: the answer⟧"  # stand-ins that no template writes by itself
 
 
@@ -26,13 +29,15 @@ class Chat:
 class Turns:
     """The text of a chat template before the user's words, between them and the answer, and after the answer.
 
-    `lead` is white space that the template puts before an answer that is there, and not where one is asked for.
+    `lead` is white space that the template puts before an answer that is there, and not where one is asked for. `begin`
+    and `lead` also hold the spaces that a tokenizer whose words begin with their space takes into the first word.
     """
 
     opening: str
     between: str
     lead: str
     closing: str
+    begin: str = ""
 
 
 def read_template(root: Path, config: Mapping[str, Any]) -> str | None:
@@ -40,12 +45,14 @@ def read_template(root: Path, config: Mapping[str, Any]) -> str | None:
     file = root / "chat_template.jinja"
     if file.is_file():
         return file.read_text("utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        return named.get("default")
-    if template is None and (root / "chat_template.json").is_file():
-        return json.loads((root / "chat_template.json").read_text("utf-8")).get("chat_template")
+    template, file = config.get("chat_template"), root / "chat_template.json"
+    try:
+        if isinstance(template, list):
+            return {entry["name"]: entry["template"] for entry in template}.get("default")
+        if template is None and file.is_file():
+            return json.loads(file.read_text("utf-8"))["chat_template"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the chat template in {root} cannot be read ({error!r}); fetch it again") from None
     return template
 
 
@@ -56,19 +63,19 @@ def turns(template: str, chat: Chat, special_tokens: Mapping[str, str], where: s
         UserError: a template that lacks a role, fails, or changes the words it is given.
     """
     # only whoever reads a chat template needs it
-    from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     told = [{"role": "system", "content": chat.system}] if chat.system else []
     told.append({"role": "user", "content": USER})
     variables = {**special_tokens, **dict(chat.variables)}
+    template = TODAY + template if "strftime_now" in template else template
 
     def rendered(messages: list[dict[str, str]], prompt: bool) -> str:
         try:
             return render_jinja_template(
                 conversations=[messages], chat_template=template, add_generation_prompt=prompt, **variables
             )[0][0]
-        except TemplateError as error:
+        except Exception as error:  # whatever a template does wrong
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
                 f"the chat template of {where} does not take the roles {roles} ({error}); leave `system` out of the "
@@ -77,12 +84,16 @@ def turns(template: str, chat: Chat, special_tokens: Mapping[str, str], where: s
 
     asked = rendered(told, prompt=True)
     answered = rendered([*told, {"role": "assistant", "content": ANSWER}], prompt=False)
-    missing = ["user"] if USER not in asked else ["assistant"] if ANSWER not in answered else []
+    missing = ["user"] if asked.count(USER) != 1 else ["assistant"] if answered.count(ANSWER) != 1 else []
     if chat.system and chat.system.strip() not in asked:
         missing.append("system")
     if missing:
-        raise UserError(f"the chat template of {where} leaves out what the role {missing[0]} says; it cannot be used")
+        raise UserError(
+            f"the chat template of {where} does not show once what the role {missing[0]} says; it cannot be used"
+        )
     opening, between = asked.split(USER, 1)
     before, closing = answered.split(ANSWER, 1)
     lead = before.removeprefix(asked)
+    if rendered(told, prompt=False) == asked and before.startswith(asked):  # a template that knows no generation prompt
+        between, lead = between + lead, ""
     return Turns(opening, between, lead if lead.isspace() else "", closing)

@@ -71,6 +71,7 @@ class ReasoningPrompt:
     own_text: str
     stop: tuple[str, ...]
     decoding: Mapping[str, Any]
+    chat: Chat | None = None
 
 
 class Renderer:
@@ -161,12 +162,14 @@ class Renderer:
             text = self.instructions.reasoning_prefix(name)
             begin = () if self.tokenizer.bos_id is None else (self.tokenizer.bos_id,)
             begin = tuple(self.tokenizer.encode_template(chat.opening)) if chat else begin
-            self._prefixes[name] = text, (*begin, *self.tokenizer.encode(text, start=not chat))
+            told = chat.begin + text if chat and text else text
+            self._prefixes[name] = text, (*begin, *self.tokenizer.encode(told, start=not chat))
         prefix_text, prefix_ids = self._prefixes[name]
         own_text = side.request.fill(lambda field: self.instructions.field(row, field)).rstrip(" ")
-        own_ids = self.tokenizer.encode(own_text, start=not (prefix_text or chat))
+        told = chat.begin + own_text if chat and not prefix_text else own_text
+        own_ids = self.tokenizer.encode(told, start=not (prefix_text or chat))
         own_ids += self.tokenizer.encode_template(chat.between) if chat else []
-        return ReasoningPrompt(prefix_ids, tuple(own_ids), prefix_text, own_text, side.stop, side.decoding)
+        return ReasoningPrompt(prefix_ids, tuple(own_ids), prefix_text, own_text, side.stop, side.decoding, side.chat)
 
     @cached_property
     def _reasoning_turns(self) -> Turns | None:
@@ -181,7 +184,12 @@ class Renderer:
                 f"{self.instructions.source} says `chat`, but {source} has no chat template; leave `chat` out, or give "
                 "the tokenizer of an instruction-tuned model"
             )
-        return turns(template, chat, self.tokenizer.special_tokens, source)
+        found = turns(template, chat, self.tokenizer.special_tokens, source)
+        if not self.tokenizer.spaces_lead:
+            return found
+        ends = {name: text.rstrip(" ") for name, text in (("opening", found.opening), ("between", found.between))}
+        begin, lead = found.opening.removeprefix(ends["opening"]), found.between.removeprefix(ends["between"])
+        return replace(found, **ends, begin=begin, lead=lead + found.lead)
 
     def _read_end(self) -> Segment:
         """Return what ends an answer; in a chat the first special token after it, with what may stand before that."""
@@ -218,6 +226,8 @@ class Renderer:
             else:
                 pieces.append((f"field:{part.slot}", self.instructions.field(row, part.slot)))
         pieces = _move_spaces(pieces) if self.tokenizer.spaces_lead else _move_spaces_back(pieces)
+        if self._turns and pieces:
+            pieces[0] = (pieces[0][0], self._turns.begin + pieces[0][1])
         if self._turns and pieces and pieces[-1][0] == "literal":
             pieces[-1] = ("literal", pieces[-1][1].rstrip())  # as templates do with what they are given
         return [piece for piece in pieces if piece[1]]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fiat_jax.errors import UserError, did_you_mean
-from fiat_jax.prompts.chat import Chat
+from fiat_jax.prompts.chat import RENDERING, Chat
 from fiat_jax.prompts.exemplars import ExemplarSets, RowsById, read_exemplars
 from fiat_jax.prompts.extract import Extract, make_extract
 from fiat_jax.prompts.fields import FIELD_KINDS, label_text
@@ -95,6 +95,9 @@ def _read_chat(section: Section) -> Chat | None:
     variables, system = section.flag_or_mapping("chat"), section.text("system", "").strip("\n")
     if variables is None and system:
         raise UserError(f"{section.where}.system is told by a chat template alone; add `chat: true`")
+    for name, value in (variables or {}).items():
+        if name in RENDERING or not isinstance(value, str | int | float):
+            raise UserError(f"{section.where}.chat: {name} must be a text, number or truth value of your own; quote it")
     return None if variables is None else Chat(system, tuple(sorted(variables.items())))
 
 

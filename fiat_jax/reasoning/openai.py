@@ -88,8 +88,16 @@ class OpenAIBackend:
             body["seed"] = seed
         text = prompt.prefix_text + prompt.own_text
         if self._endpoint.api == "chat":
-            body["messages"] = [{"role": "user", "content": text}]
+            told = [{"role": "system", "content": prompt.chat.system}] if prompt.chat and prompt.chat.system else []
+            body["messages"] = [*told, {"role": "user", "content": text}]
+            if prompt.chat and prompt.chat.variables:
+                body["chat_template_kwargs"] = dict(prompt.chat.variables)
         elif self._endpoint.send == "text":
+            if prompt.chat:
+                raise UserError(
+                    "the instruction file says `chat`, which plain text for /completions does not carry; set "
+                    "Endpoint.api='chat', or Endpoint.send='ids' with the model's tokenizer"
+                )
             body["prompt"] = text
         else:
             body["prompt"] = [int(i) for i in (*prompt.prefix_ids, *prompt.own_ids)]

@@ -195,6 +195,15 @@ def test_greedy_text_is_that_of_transformers(some, one_device):
         assert text == expected[0, len(prompt) :].tolist()
 
 
+def test_the_text_of_a_row_does_not_depend_on_what_shares_its_batch(some, one_device):
+    """Lengths around a window, an original length and a padded one."""
+    model = load_model(ModelConfig(str(some)), one_device)
+    rng, generator = np.random.default_rng(1), Generator(model, eos_id=-1)
+    prompts = [rng.integers(0, 40, length).astype(np.int32) for length in (9, 40, 13, 18, 2)]
+    prompts = [prompt for prompt in prompts if len(prompt) + 6 <= model.config.max_length]
+    assert generator(prompts, 6) == [generator([prompt], 6)[0] for prompt in prompts]
+
+
 def test_packed_rows_give_the_loss_of_the_rows_alone(some, one_device):
     model = load_model(ModelConfig(str(some)), one_device)
     rng = np.random.default_rng(0)

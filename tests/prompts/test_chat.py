@@ -145,6 +145,36 @@ def test_what_the_large_model_is_asked_is_told_by_its_template_too(renderer, row
     assert "<|" not in prompt.prefix_text + prompt.own_text
 
 
+def test_a_template_that_asks_for_the_date_says_the_same_every_day(write, rows, tokenizer):
+    template = "{{ strftime_now('%d %b %Y') }}</s>" + FOR_EACH + "{{ m.content }}</s>{% endfor %}"
+    made = Renderer(load_instructions(write(CHAT), rows), tokenizer(["<s>"], template), 400)
+    assert made.answer(rows["w3"], HINT, None).segments[0].text == "26 Jul 2024</s>"
+
+
+def test_a_template_without_a_generation_prompt_still_opens_the_answers_turn(write, rows, tokenizer):
+    template = FOR_EACH + "<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
+    made = Renderer(load_instructions(write(CHAT), rows), tokenizer(["<|user|>", "<|assistant|>"], template), 400)
+    rendered = made.answer(rows["w3"], HINT, "bad")
+    assert rendered.segments[-3].text == "</s><|assistant|>"
+    assert rendered.target.tolist() == made.tokenizer.encode_template("no</s>")
+
+
+def test_words_take_the_space_that_a_template_puts_before_them(write, rows, tmp_path):
+    """As a vocabulary of " word"s has it: [INST], then " S" in one token."""
+    letters = sorted({*(set(string.printable) - set("\r\x0b\x0c\t")), " S", " n"})
+    backend = tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, [(" ", "S"), (" ", "n")]))
+    special, template, *_ = STYLES["mistral"]
+    backend.add_special_tokens([*special, "</s>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    made = Renderer(load_instructions(write(CHAT), rows), Tokenizer.from_directory(tmp_path), 400)
+    rendered = made.answer(rows["w3"], HINT, "bad")
+    whole = made.tokenizer.encode_template(STYLES["mistral"][2] + " no</s>")
+    assert [*rendered.inputs, *rendered.target] == whole
+    assert made.tokenizer.encode_template(" S")[0] in rendered.inputs
+
+
 def test_a_chat_has_hashes_of_its_own(renderer, write, rows, tokenizer):
     chatting = renderer("chatml")
     plain = Renderer(load_instructions(write(), rows), chatting.tokenizer, 400)
@@ -167,6 +197,8 @@ def test_a_template_without_the_system_role_is_one_clear_error(renderer):
             FOR_EACH + "{% if m.role == 'user' %}{{ m.content }}</s>{% endif %}{% endfor %}",
             "what the role assistant says",
         ),
+        (FOR_EACH + "{{ m.content }}{{ m.content }}</s>{% endfor %}", "does not show once what the role user says"),
+        ("{{ messages + 1 }}", "does not take the roles user"),
         (FOR_EACH + "{{ m.content }}{% endfor %}", "ends an answer with no special token"),
         ("{% for m in messages %}", "chat template of .*tokenizer"),
     ],
@@ -181,6 +213,8 @@ def test_a_template_that_cannot_be_used_is_refused(template, said, write, rows, 
     ("written", "said"),
     [
         ("  chat: 3\n", "chat must be true, false or a mapping"),
+        ("  chat: {date_string: 2024-07-26}\n", "date_string must be a text, number or truth value"),
+        ("  chat: {messages: x}\n", "messages must be a text, number or truth value of your own"),
         ("  system: Be brief.\n", "system is told by a chat template alone; add `chat: true`"),
     ],
 )
