@@ -55,7 +55,7 @@ def depth(family: str) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from fiat_jax.models.decoder import DecoderConfig, Reach
+    from fiat_jax.models.config import DecoderConfig, Reach
     from fiat_jax.models.lora import LoraConfig
     from fiat_jax.models.model import random_model
     from fiat_jax.models.rope import Rope

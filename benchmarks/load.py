@@ -38,7 +38,7 @@ def write(directory: Path) -> None:
     import jax
 
     from fiat_jax.models.checkpoints import write_model
-    from fiat_jax.models.families import LLAMA
+    from fiat_jax.models.decoder_families import LLAMA
     from fiat_jax.models.model import random_model, their_tensors
     from fiat_jax.sharding import MeshConfig
 

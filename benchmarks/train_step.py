@@ -60,7 +60,7 @@ def ours(case: str, lengths: list[int]) -> dict:
     from fiat_jax.data.batches import TrainBatches
     from fiat_jax.data.examples import Example, Examples
     from fiat_jax.experiments import runtime
-    from fiat_jax.models.families import LLAMA
+    from fiat_jax.models.decoder_families import LLAMA
     from fiat_jax.models.lora import LoraConfig
     from fiat_jax.models.model import random_model
     from fiat_jax.sharding import MeshConfig

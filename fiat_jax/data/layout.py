@@ -1,7 +1,7 @@
-"""How examples become the arrays that a model reads; the only file of `data` that knows that the model is a decoder."""
+"""How examples become the arrays that a model reads: the only file of `data` that knows kinds of models."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -63,30 +63,15 @@ class DecoderLayout:
 
     def sizes(self, passages: Passages) -> np.ndarray:
         """Tokens and targets of each example; the last token of an answer is predicted and never read."""
+        _check(passages)
         answers_N, answer_tokens_N = np.diff(passages.first), np.diff(passages.answers.offsets[passages.first])
         sizes_NR = np.stack([passages.inputs.lengths + answer_tokens_N - answers_N, answer_tokens_N], axis=1)
-        owner = np.repeat(np.arange(len(answers_N)), answers_N)
-        _refuse(
-            passages,
-            np.flatnonzero(passages.inputs.lengths == 0),
-            "has no input tokens, so nothing can predict its target",
-        )
-        _refuse(passages, np.flatnonzero(answers_N == 0), "has no candidates to score")
-        _refuse(
-            passages, owner[passages.answers.lengths == 0], "has no target tokens, so nothing would be learnt or scored"
-        )
-        longest = sizes_NR[:, 0].max()
-        too_long = np.flatnonzero(sizes_NR[:, 0] > self.row_length)
-        remedy = f"raise row_length to the longest, {longest}, or lower the length budget of the renderer"
-        _refuse(passages, too_long, f"does not fit a packed row of {self.row_length} tokens; {remedy}")
+        _check_fit(passages, sizes_NR[:, 0], self.row_length)
         return sizes_NR
 
     def capacity(self, sizes_NR: np.ndarray) -> tuple[int, ...]:
         """T, and an M that an average mixture of examples leaves a fifth of free, unless no row can need as much."""
-        (tokens, targets), densest = sizes_NR.sum(axis=0), (sizes_NR[:, 1] / sizes_NR[:, 0]).max()
-        wanted = min(_TARGET_SLACK * self.row_length * targets / tokens, self.row_length * densest, targets)
-        wanted = max(wanted, sizes_NR[:, 1].max())
-        return self.row_length, int(np.ceil(wanted / _TARGET_MULTIPLE)) * _TARGET_MULTIPLE
+        return self.row_length, _room(sizes_NR[:, 1], sizes_NR[:, 0], self.row_length)
 
     def assemble(self, passages: Passages, plan: Plan, rows: range, num_rows: int, capacity: Sequence[int]) -> Batch:
         """See the class; every array is made by whole-array NumPy operations."""
@@ -96,6 +81,72 @@ class DecoderLayout:
             **_tokens(passages, places, num_rows, self.row_length),
             **_targets(passages, places, num_rows, num_targets),
         }
+
+
+@dataclass(frozen=True)
+class EncoderDecoderLayout:
+    """Rows of `row_length` tokens (S) for an encoder, with T tokens for the decoder and M targets each.
+
+    int32 [rows, S]: `tokens` and `segments`, as `DecoderLayout` has them. The decoder's own arrays are those of a
+    `DecoderLayout` whose inputs are `start_id` alone, so the answers of an example share what the encoder read:
+    int32 [rows, T]: `decoder_tokens`, `decoder_positions`, `decoder_segments`, `decoder_branches`; [rows, M]: all of
+    its arrays of targets.
+    """
+
+    row_length: int
+    start_id: int
+
+    def sizes(self, passages: Passages) -> np.ndarray:
+        """Tokens of the encoder, tokens of the decoder, and targets of each example."""
+        _check(passages)
+        answers_N, answer_tokens_N = np.diff(passages.first), np.diff(passages.answers.offsets[passages.first])
+        _check_fit(passages, passages.inputs.lengths, self.row_length)
+        return np.stack([passages.inputs.lengths, 1 + answer_tokens_N - answers_N, answer_tokens_N], axis=1)
+
+    def capacity(self, sizes_NR: np.ndarray) -> tuple[int, ...]:
+        """S, and a T and an M that an average mixture of examples leaves a fifth of free."""
+        read_N = sizes_NR[:, 0]
+        return self.row_length, *(_room(sizes_NR[:, r], read_N, self.row_length) for r in (1, 2))
+
+    def assemble(self, passages: Passages, plan: Plan, rows: range, num_rows: int, capacity: Sequence[int]) -> Batch:
+        """See the class."""
+        N = len(passages.row_ids)
+        empty = Ragged(np.zeros(0, np.int32), np.zeros(1, np.int64))
+        read = replace(passages, answers=empty, first=np.zeros(N + 1, np.int64))
+        encoder = _tokens(read, _place(read, plan, rows), num_rows, self.row_length)
+        starts = Ragged(np.full(N, self.start_id, np.int32), np.arange(N + 1))
+        written = replace(passages, inputs=starts)
+        places = _place(written, plan, rows)
+        decoder = _tokens(written, places, num_rows, capacity[1])
+        return {
+            **{name: encoder[name] for name in ("tokens", "segments")},
+            **{f"decoder_{name}": array for name, array in decoder.items()},
+            **_targets(written, places, num_rows, capacity[2]),
+        }
+
+
+def _check(passages: Passages) -> None:
+    """Refuse examples from which nothing could be learnt or scored."""
+    answers_N = np.diff(passages.first)
+    owner = np.repeat(np.arange(len(answers_N)), answers_N)
+    nothing_read = np.flatnonzero(passages.inputs.lengths == 0)
+    _refuse(passages, nothing_read, "has no input tokens, so nothing can predict its target")
+    _refuse(passages, np.flatnonzero(answers_N == 0), "has no candidates to score")
+    nothing_asked = owner[passages.answers.lengths == 0]
+    _refuse(passages, nothing_asked, "has no target tokens, so nothing would be learnt or scored")
+
+
+def _check_fit(passages: Passages, lengths_N: np.ndarray, row_length: int) -> None:
+    remedy = f"raise row_length to the longest, {lengths_N.max()}, or lower the length budget of the renderer"
+    too_long = np.flatnonzero(lengths_N > row_length)
+    _refuse(passages, too_long, f"does not fit a packed row of {row_length} tokens; {remedy}")
+
+
+def _room(needs_N: np.ndarray, tokens_N: np.ndarray, row_length: int) -> int:
+    """How much a row has of what examples need besides its tokens: a fifth more than an average row needs."""
+    wanted = _TARGET_SLACK * row_length * needs_N.sum() / tokens_N.sum()
+    wanted = min(wanted, row_length * (needs_N / tokens_N).max(), needs_N.sum())
+    return int(np.ceil(max(wanted, needs_N.max()) / _TARGET_MULTIPLE)) * _TARGET_MULTIPLE
 
 
 @dataclass(frozen=True)

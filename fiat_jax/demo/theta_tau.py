@@ -16,7 +16,7 @@ from fiat_jax.data.batches import TrainBatches
 from fiat_jax.data.examples import Example, Examples
 from fiat_jax.experiments.progress import listeners_for
 from fiat_jax.models.checkpoints import write_model
-from fiat_jax.models.decoder import DecoderConfig
+from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.model import Model, random_model, their_tensors
 from fiat_jax.prompts.tokenizer import Tokenizer
 from fiat_jax.sharding import MeshConfig

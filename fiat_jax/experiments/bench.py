@@ -11,8 +11,7 @@ from fiat_jax.evaluation.scores import check_metrics
 from fiat_jax.experiments.feed import Feed, Reasons, instruction_file, read_reasons
 from fiat_jax.experiments.paradigms import Paradigm
 from fiat_jax.experiments.spec import Run
-from fiat_jax.models.checkpoints import WeightFiles, check_tensors, read_config
-from fiat_jax.models.families import family_of
+from fiat_jax.models.checkpoints import open_checkpoint
 from fiat_jax.models.lora import resolve
 from fiat_jax.prompts.instructions import load_instructions
 from fiat_jax.prompts.tokenizer import Tokenizer
@@ -118,19 +117,19 @@ def _check_theta_tau(run: Run) -> tuple[Tokenizer, str]:
     path = run.model.path
     if not path:
         raise UserError("no model to tune: give one with --gin.Model.path=DIRECTORY (Hugging Face layout)")
-    hf_config, where = read_config(path), f"{path}/config.json"
-    family = family_of(hf_config, where)
-    config, files, tokenizer = family.read_config(hf_config, where), WeightFiles(path), Tokenizer.from_directory(path)
-    check_tensors(files, family, config, config.num_layers)
+    checkpoint, tokenizer = open_checkpoint(path), Tokenizer.from_directory(path)
+    config = checkpoint.config
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokenizer in {path} has ids up to {tokenizer.vocab_size - 1}, but the model embeds "
             f"{config.vocab_size} tokens: they are not of one checkpoint"
         )
-    resolve(run.lora, family.modules(config))
-    if run.prompts.max_length > config.max_length:
+    if getattr(config, "start_id", None) != tokenizer.start_id:
+        raise UserError(f"{path}/config.json does not say is_encoder_decoder of the architecture it names; correct it")
+    resolve(run.lora, checkpoint.family.modules(config))
+    if config.max_length is not None and run.prompts.max_length > config.max_length:
         raise UserError(
             f"Prompts.max_length is {run.prompts.max_length}, but the model in {path} reads {config.max_length} "
             f"tokens at most (max_position_embeddings): give --gin.Prompts.max_length={config.max_length} or less"
         )
-    return tokenizer, files.fingerprint()
+    return tokenizer, checkpoint.files.fingerprint()

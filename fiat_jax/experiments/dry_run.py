@@ -34,7 +34,7 @@ def dry_run(run: Run, console: Console) -> None:
     feed, (kept, held), reasons = bench.feed(cell), bench.split(cell), bench.reasons_for(cell, bench.train_rows)
     show_rendered(feed.render(kept[0], reasons, with_target=True), bench.tokenizer, console)
     examples = _examples(feed, kept, reasons)
-    batches = TrainBatches(examples, run.train.row_length, run.train.batch_rows, run.train.seed)
+    batches = TrainBatches(examples, run.train.row_length, run.train.batch_rows, run.train.seed, feed.layout)
     num_steps = batches.num_steps(run.train.epochs_of(batches.num_steps(1)))
     tokens = int(np.sum(examples.inputs.lengths) + np.sum(examples.targets.lengths))
     mesh = run.mesh.build()

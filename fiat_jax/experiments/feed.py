@@ -1,13 +1,15 @@
 """From rows and their reasoning to what θ_τ reads: the examples of training, and the inputs that are scored."""
 
 import dataclasses
+import functools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fiat_jax.data.examples import Example, ExampleCache, Examples, content_key
+from fiat_jax.data.layout import DecoderLayout, EncoderDecoderLayout, Layout
 from fiat_jax.data.seqio_tasks import make_seqio_task, tokenise
 from fiat_jax.errors import UserError
 from fiat_jax.evaluation.metrics import find_metrics
@@ -110,6 +112,12 @@ class Feed:
             reasoning_use=paradigm.reasoning_use,
         )
         self._reserve = 0 if task.kind in ("label", "choice") else prompts.max_new_tokens
+
+    @property
+    def layout(self) -> Callable[[int], Layout]:
+        """How examples are laid out for the kind of model whose tokenizer this is."""
+        start_id = self.tokenizer.start_id
+        return DecoderLayout if start_id is None else functools.partial(EncoderDecoderLayout, start_id=start_id)
 
     def render(self, row: Row, reasons: Reasons, *, with_target: bool) -> Rendered:
         """Render one row, with its answer for training."""

@@ -76,7 +76,7 @@ def fit(
             where = workdir / f"lr-{rate:g}"
             return train(
                 model,
-                TrainBatches(job.examples, config.row_length, config.batch_rows, config.seed),
+                TrainBatches(job.examples, config.row_length, config.batch_rows, config.seed, feed.layout),
                 config,
                 where,
                 evaluate=lambda trainable: selection.measure(trainable, run.prompts.max_new_tokens),

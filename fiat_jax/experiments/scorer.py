@@ -55,7 +55,7 @@ class Prepared:
         self._examples = feed.inputs(rows, reasons)
         self._candidates = [feed.candidates(row) for row in rows]
         self._batches = (
-            ScoringBatches(self._examples, self._candidates, scorer._row_length, scorer._batch_rows)
+            ScoringBatches(self._examples, self._candidates, scorer._row_length, scorer._batch_rows, feed.layout)
             if any(self._candidates)
             else None
         )

@@ -1,6 +1,5 @@
 """Greedy generation: prompts padded to a few shapes, one compiled program a shape, parameters always arguments."""
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -10,20 +9,17 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fiat_jax.errors import UserError
-from fiat_jax.models.attention import KVCache
 from fiat_jax.models.model import Model
-from fiat_jax.sharding import axis_size, constrain
+from fiat_jax.sharding import axis_size
 
 SHORTEST_BUCKET = 16  # shorter prompts and outputs share one program
-CACHE_AXES = ("layers", "batch", None, "kv_heads", "head_dim")
 
 
 class Generator:
     """Greedy generation with one model, on the mesh that holds it.
 
-    Prompts are padded on the right to a power of two, rows to a power of two a share of the mesh. A token's slot in the
-    cache is its position: padding lies behind the last token of its prompt, where no query looks before new tokens have
-    overwritten it.
+    Prompts are padded on the right to a power of two, rows to a power of two a share of the mesh. How a model reads and
+    extends them is its own affair (`start` and `extend`).
     """
 
     def __init__(self, model: Model, eos_id: int):
@@ -59,7 +55,7 @@ class Generator:
         if max_new_tokens < 1:
             raise UserError(f"expected at least one new token; got {max_new_tokens}")
         longest = max(len(ids) for ids in inputs)
-        if longest + max_new_tokens > config.max_length:
+        if config.max_length is not None and longest + max_new_tokens > config.max_length:
             raise UserError(
                 f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the {config.max_length} that the "
                 "model reads; lower the length budget or max_new_tokens"
@@ -88,14 +84,9 @@ class Generator:
 
     def _generate(self, trainable, frozen, tokens_BT, lengths_B, limit, *, slots: int):
         """Return new tokens (B, slots) and how many of each row count; `limit` of the slots are used at most."""
-        module = self.model.module(trainable, frozen)
-        B, T = tokens_BT.shape
-        next_token = functools.partial(self._next_token, module, lengths_B + limit)
-
-        cache = KVCache.zeros(module.config, B, T + slots, jnp.dtype(module.build.dtype))
-        cache = jax.tree.map(lambda x: constrain(x, module.build.rules, *CACHE_AXES), cache)
-        positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-        token_B, cache = next_token(tokens_BT, positions_BT, jnp.maximum(lengths_B - 1, 0), cache)
+        module, B = self.model.module(trainable, frozen), tokens_BT.shape[0]
+        logits_BV, writing = module.start(tokens_BT, lengths_B, limit, slots)
+        token_B = likeliest(logits_BV)
         running_B = (lengths_B > 0) & (token_B != self.eos_id)
         out_BS = jnp.zeros((B, slots), jnp.int32).at[:, 0].set(token_B)
 
@@ -104,34 +95,20 @@ class Generator:
             return (step < limit) & running_B.any()
 
         def advance(state):
-            step, token_B, running_B, counts_B, out_BS, cache = state
-            positions_B1 = (lengths_B + step - 1)[:, None]
-            token_B, cache = next_token(token_B[:, None], positions_B1, jnp.zeros_like(token_B), cache)
+            step, token_B, running_B, counts_B, out_BS, writing = state
+            logits_BV, writing = module.extend(token_B, writing)
+            token_B = likeliest(logits_BV)
             running_B &= token_B != self.eos_id
-            return step + 1, token_B, running_B, counts_B + running_B, out_BS.at[:, step].set(token_B), cache
+            return step + 1, token_B, running_B, counts_B + running_B, out_BS.at[:, step].set(token_B), writing
 
-        state = (jnp.int32(1), token_B, running_B, running_B.astype(jnp.int32), out_BS, cache)
+        state = (jnp.int32(1), token_B, running_B, running_B.astype(jnp.int32), out_BS, writing)
         _, _, _, counts_B, out_BS, _ = jax.lax.while_loop(unfinished, advance, state)
         return out_BS, counts_B
 
-    @staticmethod
-    def _next_token(module, wholes_B, tokens_BT, positions_BT, last_B, cache):
-        """Read tokens into the cache and return the likeliest token after place `last_B` of each row.
 
-        wholes_B is how long each row's text will be: what a token's angle may depend on must be the same in all steps.
-        """
-        slots_S = jnp.arange(cache.k_LBSHK.shape[2])
-        mask_BTS = slots_S[None, None] <= positions_BT[:, :, None]
-        x_BTD, cache = module(
-            tokens_BT,
-            positions_BT,
-            mask_BTS,
-            lengths_BT=jnp.broadcast_to(wholes_B[:, None], tokens_BT.shape),
-            cache=cache,
-            slots_BT=positions_BT,
-        )
-        logits_B1V = module.logits(jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1))
-        return jnp.argmax(logits_B1V[:, 0], axis=-1).astype(jnp.int32), cache
+def likeliest(logits_BV: jax.Array) -> jax.Array:
+    """Return the greedy choice of each row, int32 (B,)."""
+    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
 
 
 def _power_of_two(size: int) -> int:

@@ -35,23 +35,27 @@ def attend(
     *,
     scale: float | None = None,
     cap: float | None = None,
+    bias_BHTS: jax.Array | None = None,
+    causal: bool,
 ) -> jax.Array:
     """Return attention outputs (B, T, H, G, K); scores (times `scale`, 1/√K by default) and softmax in float32.
 
-    Where keys and queries are the same tokens (S = T > 1) no query sees a later key, and the queries are cut into
-    blocks that leave those keys out. Backward recomputes the probabilities. The queries of a group are further rows of
-    one matrix product: XLA's CPU backend transposes anything richer in the backward pass, at 3.5 times the cost.
+    `causal`: keys and queries are the same tokens, and no query sees a later key; the queries are cut into blocks that
+    leave those keys out. `bias_BHTS` is added to scores, the same for the queries of a group. Backward recomputes the
+    probabilities. The queries of a group are further rows of one matrix product: XLA's CPU backend transposes anything
+    richer in the backward pass, at 3.5 times the cost.
     """
     B, T, H, G, K = q_BTHGK.shape
-    S = k_BSHK.shape[1]
-    blocks = CAUSAL_BLOCKS if T == S and T % CAUSAL_BLOCKS == 0 else 1
+    blocks = CAUSAL_BLOCKS if causal and T % CAUSAL_BLOCKS == 0 else 1
     block = T // blocks
 
     @jax.checkpoint
-    def core(q_BHGTK, k_BHSK, v_BHSK, mask_BTS):
+    def core(q_BHGTK, k_BHSK, v_BHSK, mask_BTS, bias_BHTS):
         q_BHNK = q_BHGTK.reshape(B, H, G * block, K)
         scores_BHNS = jnp.einsum("BHNK,BHSK->BHNS", q_BHNK, k_BHSK, preferred_element_type=jnp.float32)
         scores_BHGTS = soft_cap(scores_BHNS.reshape(B, H, G, block, -1), cap)
+        if bias_BHTS is not None:
+            scores_BHGTS += bias_BHTS[:, :, None]
         probs_BHGTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores_BHGTS, MASKED))
         probs_BHNS = probs_BHGTS.reshape(scores_BHNS.shape).astype(v_BHSK.dtype)
         return jnp.einsum("BHNS,BHSK->BHNK", probs_BHNS, v_BHSK).reshape(B, H, G, block, K)
@@ -63,8 +67,9 @@ def attend(
     keys, values = jnp.split(k_BHSK, blocks, axis=2), jnp.split(v_BHSK, blocks, axis=2)
     for i, block_BHGTK in enumerate(blocks_BHGTK):
         k_BHSK, v_BHSK = (jnp.concatenate(parts[: i + 1], axis=2) for parts in (keys, values))
-        mask_block_BTS = mask_BTS[:, i * block : (i + 1) * block, : k_BHSK.shape[2]]
-        outs.append(core(block_BHGTK, k_BHSK, v_BHSK, mask_block_BTS))
+        rows, seen = slice(i * block, (i + 1) * block), k_BHSK.shape[2]
+        bias_block_BHTS = None if bias_BHTS is None else bias_BHTS[:, :, rows, :seen]
+        outs.append(core(block_BHGTK, k_BHSK, v_BHSK, mask_BTS[:, rows, :seen], bias_block_BHTS))
     return jnp.concatenate(outs, axis=3).transpose(0, 3, 1, 2, 4)
 
 
@@ -76,9 +81,9 @@ class KVCache:
     v_LBSHK: jax.Array
 
     @classmethod
-    def zeros(cls, config, rows: int, length: int, dtype) -> "KVCache":
-        """Return an empty cache of `length` slots for each of `rows` rows of a decoder."""
-        shape = (config.num_layers, rows, length, config.num_kv_heads, config.head_dim)
+    def zeros(cls, num_layers: int, rows: int, length: int, num_heads: int, head_dim: int, dtype) -> "KVCache":
+        """Return an empty cache of `length` slots for each row."""
+        shape = (num_layers, rows, length, num_heads, head_dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     def write(self, layer: jax.Array, slots_BT: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array) -> "KVCache":
@@ -88,6 +93,10 @@ class KVCache:
             self.k_LBSHK.at[layer, rows_B1, slots_BT].set(k_BTHK, mode="drop"),
             self.v_LBSHK.at[layer, rows_B1, slots_BT].set(v_BTHK, mode="drop"),
         )
+
+    def put(self, layer: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array) -> "KVCache":
+        """Write all slots of one layer."""
+        return KVCache(self.k_LBSHK.at[layer].set(k_BSHK), self.v_LBSHK.at[layer].set(v_BSHK))
 
     def read(self, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return one layer's keys and values (B, S, H, K)."""

@@ -1,5 +1,6 @@
-"""Hugging Face directories: safetensors read slice by slice straight into sharded arrays, and written back."""
+"""Hugging Face directories: safetensors read once, some rows at a time, into sharded arrays; and written back."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -18,8 +19,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from fiat_jax.errors import UserError
-from fiat_jax.models.decoder import DecoderConfig
-from fiat_jax.models.families import Family, Tensor, sizes
+from fiat_jax.models.config import Config
+from fiat_jax.models.families import family_of
+from fiat_jax.models.tensors import Family, Tensor, groups
 
 # as safetensors names them → NumPy
 FILE_DTYPES = {
@@ -38,6 +40,7 @@ TOKENIZER_FILES = (
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model"),
 )
 ALIGNMENT = 64  # bytes
+HEAD = "lm_head.weight"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 4 << 30
 
@@ -128,16 +131,11 @@ class WeightFiles:
         """Return a tensor as it lies in its file, not yet read, in the file's dtype."""
         return self._views[name]
 
-    def check_tied(self, name: str, other: str) -> None:
-        """Refuse two tensors that config.json says are one, and are not; some of their rows are compared."""
-        if name in self._views and other in self._views:
-            one, two = self._views[name], self._views[other]
-            rows = np.unique(np.linspace(0, len(one) - 1, min(256, len(one))).astype(int))
-            if one.shape != two.shape or not np.array_equal(one[rows], two[rows]):
-                raise UserError(
-                    f"{self.directory}/config.json ties {other} to {name}, and the files hold two that differ; set its "
-                    "tie_word_embeddings to false"
-                )
+    def equal(self, name: str, other: str) -> bool:
+        """Whether two tensors are one, by some of their rows."""
+        one, two = self._views[name], self._views[other]
+        rows = np.unique(np.linspace(0, len(one) - 1, min(256, len(one))).astype(int))
+        return one.shape == two.shape and np.array_equal(one[rows], two[rows])
 
     def mapped(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return elements of a tensor as they lie in its file, flat, not yet read."""
@@ -173,31 +171,6 @@ class WeightFiles:
         return digest.hexdigest()
 
 
-def _groups(dims: str) -> list[str]:
-    """Split "(H G K) D" into ["HGK", "D"]."""
-    groups, inside = [], False
-    for token in dims.replace("(", " ( ").replace(")", " ) ").split():
-        if token in "()":
-            inside = token == "("
-            if inside:
-                groups.append("")
-        elif inside:
-            groups[-1] += token
-        else:
-            groups.append(token)
-    return groups
-
-
-def their_shape(tensor: Tensor, size: Mapping[str, int]) -> tuple[int, ...]:
-    """Return the shape of one of their tensors."""
-    return tuple(math.prod(size[dim] for dim in group) for group in _groups(tensor.theirs))
-
-
-def our_shape(tensor: Tensor, size: Mapping[str, int]) -> tuple[int, ...]:
-    """Return the shape of one layer of ours."""
-    return tuple(size[dim] for dim in tensor.ours.split())
-
-
 def copy_into(out: np.ndarray, view: np.ndarray) -> None:
     """Copy a view of a file, whose dimensions may lie in another order; JAX transposes six times as fast as NumPy."""
     if view.ndim > 1 and view.strides[-1] > view.itemsize and (host := _host()):
@@ -214,28 +187,50 @@ def _host() -> Any:
         return None
 
 
-def to_theirs(tensor: Tensor, ours: np.ndarray) -> np.ndarray:
-    """Return a layer of ours, or an expert of it, in their order and shape of dimensions."""
-    groups = _groups(tensor.theirs)
-    array = ours.transpose([tensor.dims.index(dim) for group in groups for dim in group])
-    size = dict(zip(tensor.dims, ours.shape, strict=True))
-    return np.ascontiguousarray(array.reshape([math.prod(size[dim] for dim in group) for group in groups]))
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face directory whose config.json and tensors go together; no tensor has been read."""
+
+    hf_config: Mapping[str, Any]
+    family: Family
+    config: Config
+    files: WeightFiles
 
 
-def check_tensors(files: WeightFiles, family: Family, config: DecoderConfig, num_layers: int) -> None:
-    """Compare the files with what config.json promises; one error lists all that is missing, extra or misshapen."""
-    if config.tied_head:
-        files.alias("model.embed_tokens.weight", "lm_head.weight")
-        files.check_tied("model.embed_tokens.weight", "lm_head.weight")
-    size, found = sizes(config), files.shapes
+def open_checkpoint(directory: str | Path) -> Checkpoint:
+    """Compare a directory's tensors with what its config.json promises.
+
+    Raises:
+        UserError: an architecture or option that we do not read, or all that is missing, extra or misshapen.
+    """
+    hf_config, where = read_config(directory), f"{directory}/config.json"
+    family = family_of(hf_config, where)
+    config, files = family.read_config(hf_config, where), WeightFiles(directory)
+    if family.head_by_files:
+        tied = HEAD not in files.shapes or (family.table in files.shapes and files.equal(family.table, HEAD))
+        config = dataclasses.replace(config, tied_head=tied)
+    copies = (*family.copies, *([HEAD] if config.tied_head else []))
+    for copy in copies:
+        files.alias(family.table, copy)
+        if {copy, family.table} <= files.shapes.keys() and not files.equal(family.table, copy):
+            raise UserError(
+                f"{where} ties {copy} to {family.table}, and the files hold two that differ; set its "
+                "tie_word_embeddings to false, or fetch the checkpoint again"
+            )
+    _check_tensors(files, family, config, copies)
+    return Checkpoint(hf_config, family, config, files)
+
+
+def _check_tensors(files: WeightFiles, family: Family, config: Config, copies: Sequence[str]) -> None:
+    """Raise one error that lists all that is missing, extra or misshapen."""
+    found = files.shapes
     expected = {
-        name: their_shape(tensor, size)
+        name: tensor.their_shape(config.sizes)
         for tensor in family.present(config)
-        for layer in range(num_layers if tensor.stacked else 1)
+        for layer in range(tensor.depth(config))
         for name in tensor.names(layer, config)
     }
-    ignored = {"lm_head.weight"} if config.tied_head else set()  # some files repeat the tied matrix
-    extra = [n for n in found if n not in expected and n not in ignored and not n.endswith("rotary_emb.inv_freq")]
+    extra = [n for n in found if n not in expected and n not in copies and not n.endswith("rotary_emb.inv_freq")]
     problems = [f"missing {name} {shape}" for name, shape in expected.items() if name not in found]
     problems += [f"extra {name} {found[name]}" for name in extra]
     problems += [
@@ -248,10 +243,10 @@ def check_tensors(files: WeightFiles, family: Family, config: DecoderConfig, num
         raise UserError(f"{files.directory}: the tensors are not those of its config.json:\n  {lines}")
 
 
-def load_array(files: WeightFiles, tensor: Tensor, config, sharding, dtype, num_layers: int) -> jax.Array:
+def load_array(files: WeightFiles, tensor: Tensor, config: Config, sharding, dtype) -> jax.Array:
     """Return a tensor of ours on its devices; what this host holds is read once, and no more than that."""
-    size = sizes(config)
-    shape = ((num_layers,) if tensor.stacked else ()) + our_shape(tensor, size)
+    size = config.sizes
+    shape = ((tensor.depth(config),) if tensor.stacked else ()) + tensor.our_shape(size)
     letters = [*("L" if tensor.stacked else ""), *tensor.ours.split()]
     parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
     for index in sharding.addressable_devices_indices_map(shape).values():
@@ -280,7 +275,7 @@ def _bounds(index: tuple[slice, ...] | None, shape: Sequence[int]) -> tuple[tupl
 
 def _fill(files: WeightFiles, tensor: Tensor, name: str, places, size: Mapping[str, int]) -> None:
     """Copy the wanted parts of one of their tensors to their places, some of its rows at a time."""
-    letters = "".join(_groups(tensor.theirs))
+    letters = "".join(groups(tensor.theirs))
     lead, shape = letters[0], [size[letter] for letter in letters]
     axis, order = tensor.dims.index(lead), [letters.index(dim) for dim in tensor.dims]
     row = math.prod(shape[1:])

@@ -1,125 +1,21 @@
 """A Llama-family decoder: layers stacked and scanned, tokens flattened to rows in every matrix product."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 from jax.ad_checkpoint import checkpoint_name as name
 
-from fiat_jax.models.attention import KVCache, attend, soft_cap, visible, within
+from fiat_jax.models.attention import KVCache, attend, visible, within
+from fiat_jax.models.config import Build, DecoderConfig
 from fiat_jax.models.experts import Experts
-from fiat_jax.models.head import cross_entropy, target_log_probs
-from fiat_jax.models.linear import EMBED_AXES, EMBEDDING, WEIGHT_STD, Embedding, Linear, LoraSlot, apply
-from fiat_jax.models.rope import Rope, sequence_lengths, turn
-from fiat_jax.sharding import TRAIN, ShardingRules, constrain
+from fiat_jax.models.linear import EMBED_AXES, EMBEDDING, WEIGHT_STD, Embedding, Linear, apply
+from fiat_jax.models.rope import sequence_lengths, turn
+from fiat_jax.models.stack import ACTIVATIONS, RMSNorm, next_logits, scan_layers
+from fiat_jax.sharding import constrain
 
-REMAT_POLICIES = {
-    # every matrix product once, what is cheap again: less memory traffic than saving all, and as fast or faster
-    "products": jax.checkpoint_policies.save_only_these_names(
-        "q", "k", "v", "unnormed", "attended", "projected", "mid", "gate", "up", "down", "low_rank"
-    ),
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "none": jax.checkpoint_policies.everything_saveable,
-}
-
-
-ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu_tanh": jax.nn.gelu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Reach:
-    """What sets one layer's attention apart from another's: how many positions back it sees, and how it turns them."""
-
-    window: int | None = None
-    rope: Rope = dataclasses.field(default_factory=Rope)
-
-
-EVERYWHERE = Reach()
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """What a checkpoint fixes about a decoder: every family that `families.py` reads is a setting of these.
-
-    Args:
-        reaches: the kinds of attention layers; `layer_reaches` is the kind of each layer, or empty: all the first.
-        activation: of the gated MLP, a name of `ACTIVATIONS`.
-        biased: which of "q", "k", "v", "o", "gate", "up", "down" add a bias.
-        fused: "q", "k", "v" are one product, and "gate", "up" another.
-        qk_norm: queries and keys of each head are normalised before they are turned.
-        sandwich: what attention and MLP put out is normalised too.
-        norm_offset: what is added to the gain of every norm.
-        embed_scale: what the embedding is multiplied by.
-        query_scale: what scores are multiplied by, 1/√head_dim by default.
-        attention_cap, logit_cap: soft caps on scores and on logits.
-        num_experts, experts_per_token: of a mixture of experts in place of the MLP.
-        normalised_experts: the weights of a token's experts sum to 1.
-    """
-
-    vocab_size: int
-    width: int
-    num_layers: int
-    num_kv_heads: int
-    queries_per_kv_head: int
-    head_dim: int
-    mlp_width: int
-    max_length: int
-    norm_eps: float = 1e-6
-    tied_head: bool = False
-    reaches: tuple[Reach, ...] = (EVERYWHERE,)
-    layer_reaches: tuple[int, ...] = ()
-    activation: str = "silu"
-    biased: frozenset[str] = frozenset()
-    fused: bool = False
-    qk_norm: bool = False
-    sandwich: bool = False
-    norm_offset: float = 0.0
-    embed_scale: float = 1.0
-    query_scale: float | None = None
-    attention_cap: float | None = None
-    logit_cap: float | None = None
-    num_experts: int = 0
-    experts_per_token: int = 0
-    normalised_experts: bool = True
-
-    @property
-    def head_widths(self) -> tuple[int, int, int]:
-        """How wide the queries, keys and values of a token are."""
-        kv = self.num_kv_heads * self.head_dim
-        return kv * self.queries_per_kv_head, kv, kv
-
-
-@dataclasses.dataclass(frozen=True)
-class Build:
-    """How a decoder is put together for a purpose: its adapters, dtype, layout and what backward recomputes."""
-
-    slots: tuple[tuple[str, LoraSlot], ...] = ()
-    dtype: str = "float32"
-    remat: str = "products"
-    rules: ShardingRules = TRAIN
-
-
-class RMSNorm(nnx.Module):
-    """x / rms(x) · (offset + gain), in float32; a stack of gains where num_layers is given."""
-
-    def __init__(self, width: int, c: DecoderConfig, dtype, num_layers: int | None = None):
-        shape, axes = ((width,), ("norm",)) if num_layers is None else ((num_layers, width), ("layers", "norm"))
-        self.gain = nnx.Param(jnp.full(shape, 1 - c.norm_offset, dtype), axes=axes)
-        self.eps, self.offset = c.norm_eps, c.norm_offset
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x32 = x.astype(jnp.float32)  # bf16 squares lose the small channels
-        normed = x32 * jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + self.eps)
-        gain = jnp.expand_dims(self.gain[...], range(x.ndim - 1))
-        if self.offset:
-            return (normed * (self.offset + gain.astype(jnp.float32))).astype(x.dtype)
-        return normed.astype(x.dtype) * gain
+CACHE_AXES = ("layers", "batch", None, "kv_heads", "head_dim")
 
 
 class Block(nnx.Module):
@@ -130,11 +26,12 @@ class Block(nnx.Module):
         slots, dtype = dict(build.slots), jnp.dtype(build.dtype)
 
         def linear(module, equation, shape, axes):
-            options = {"num_layers": c.num_layers, "slot": slots.get(module), "rngs": rngs, "dtype": dtype}
+            slot = slots.get(f"blocks.{module}")
+            options = {"num_layers": c.num_layers, "slot": slot, "rngs": rngs, "dtype": dtype}
             return Linear(module, equation, shape, axes, bias=module in c.biased, **options)
 
         def norm(width):
-            return RMSNorm(width, c, dtype, c.num_layers)
+            return RMSNorm(width, eps=c.norm_eps, offset=c.norm_offset, dtype=dtype, num_layers=c.num_layers)
 
         self.config, self.rules = c, build.rules
         self.norm_attention, self.norm_mlp = norm(D), norm(D)
@@ -150,9 +47,7 @@ class Block(nnx.Module):
             self.v = linear("v", "ND,DHK->NHK", (D, H, K), ("embed", "kv_heads", "head_dim"))
         self.o = linear("o", "NHGK,HGKD->ND", (H, G, K, D), ("kv_heads", "queries", "head_dim", "embed"))
         if c.num_experts:
-            experts = (c.num_experts, c.experts_per_token, c.normalised_experts, ACTIVATIONS[c.activation])
-            options = {"num_layers": c.num_layers, "rules": build.rules, "rngs": rngs, "dtype": dtype}
-            self.experts = Experts(D, F, *experts, **options)
+            self.experts = Experts(c, build, rngs)
             return
         if c.fused:
             self.gate_up = linear("gate_up", "ND,DP->NP", (D, 2 * F), ("embed", "fused"))
@@ -169,8 +64,8 @@ class Block(nnx.Module):
         if cache is not None:
             cache = cache.write(layer, slots_BT, k_BSHK, v_BSHK)
             k_BSHK, v_BSHK = cache.read(layer)
-        out_BTHGK = attend(q_BTHGK, k_BSHK, v_BSHK, mask_BTS, scale=c.query_scale, cap=c.attention_cap)
-        out_BTHGK = name(out_BTHGK, "attended")
+        options = {"scale": c.query_scale, "cap": c.attention_cap, "causal": cache is None}
+        out_BTHGK = name(attend(q_BTHGK, k_BSHK, v_BSHK, mask_BTS, **options), "attended")
         out_ND = self.o(out_BTHGK.reshape(B * T, *out_BTHGK.shape[2:]), key)
         x_ND = x_ND + (self.norm_attended(name(out_ND, "projected")) if c.sandwich else out_ND)
         x_ND = name(constrain(x_ND, self.rules, "batch", None), "mid")
@@ -212,7 +107,7 @@ class Decoder(nnx.Module):
         self.config, self.build = config, build
         self.embed = Embedding(V, D, slot=dict(build.slots).get(EMBEDDING), rngs=rngs, dtype=dtype)
         self.blocks = Block(config, build, rngs)
-        self.norm = RMSNorm(D, config, dtype)
+        self.norm = RMSNorm(D, eps=config.norm_eps, offset=config.norm_offset, dtype=dtype)
         if not config.tied_head:
             head = WEIGHT_STD * jax.random.normal(rngs.params(), (V, D), dtype)
             self.head = nnx.Param(head, axes=EMBED_AXES)
@@ -225,7 +120,7 @@ class Decoder(nnx.Module):
         mask_BTS says which keys each query sees; without a cache S = T. With a cache (see `KVCache`) the keys of token
         t are written to slot slots_BT[b, t] before they are attended, S is the cache's length, and where layers see a
         window a token's slot is its position. lengths_BT is the length of each token's sequence, that of its row by
-        default; few models read it (`Rope.depends_on_length`).
+        default: only ropes of the kinds "dynamic" and "longrope" read it.
         """
         c, (B, T) = self.config, tokens_BT.shape
         if lengths_BT is None:
@@ -241,18 +136,14 @@ class Decoder(nnx.Module):
         x_ND = constrain(self.embed(tokens_BT.reshape(-1), self.build.rules), self.build.rules, "batch", None)
         if c.embed_scale != 1:
             x_ND *= jnp.asarray(c.embed_scale, x_ND.dtype)
-        graphdef, stacked = nnx.split(self.blocks)
-
-        def run(carry, inputs):
-            x_ND, cache = carry
-            layer, reach, block = inputs
-            rope_BTK, mask_BTS = (ropes[0], masks[0]) if len(c.reaches) == 1 else (ropes[reach], masks[reach])
-            key = None if dropout_key is None else jax.random.fold_in(dropout_key, layer)
-            return nnx.merge(graphdef, block)(x_ND, rope_BTK, mask_BTS, cache, layer, slots_BT, key), None
-
-        run = jax.checkpoint(run, policy=REMAT_POLICIES[self.build.remat], prevent_cse=False)
         reaches = jnp.array(c.layer_reaches or [0] * c.num_layers)
-        (x_ND, cache), _ = jax.lax.scan(run, (x_ND, cache), (jnp.arange(c.num_layers), reaches, stacked))
+
+        def run(carry, block, layer, key):
+            x_ND, cache = carry
+            reach = 0 if len(c.reaches) == 1 else reaches[layer]
+            return block(x_ND, ropes[reach], masks[reach], cache, layer, slots_BT, key)
+
+        x_ND, cache = scan_layers(run, (x_ND, cache), self.blocks, c.num_layers, self.build.remat, dropout_key)
         return self.norm(x_ND).reshape(B, T, c.width), cache
 
     @property
@@ -260,10 +151,12 @@ class Decoder(nnx.Module):
         """The output matrix, which a tied model shares with the embedding."""
         return self.embed.w[...] if self.config.tied_head else self.head[...]
 
-    def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Return float32 logits (B, T, V) of hidden states; use `loss` or `log_probs` where T is long."""
-        logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, self.head_VD, preferred_element_type=jnp.float32)
-        return soft_cap(logits_BTV, self.config.logit_cap)
+    def plain_states(self, tokens_BT: jax.Array) -> jax.Array:
+        """Return the hidden states (B, T, D) of rows that each hold one text."""
+        B, T = tokens_BT.shape
+        positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
+        mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool))[None], (B, T, T))
+        return self(tokens_BT, positions_BT, mask_BTS)[0]
 
     def target_states(self, batch, dropout_key=None) -> jax.Array:
         """Return the hidden states (B, M, D) whose outputs predict the batch's targets."""
@@ -272,11 +165,41 @@ class Decoder(nnx.Module):
         x_BTD, _ = self(batch["tokens"], positions_BT, mask_BTS, lengths_BT=lengths_BT, dropout_key=dropout_key)
         return jnp.take_along_axis(x_BTD, batch["target_positions"][:, :, None], axis=1)
 
-    def loss(self, batch, dropout_key=None) -> jax.Array:
-        """Return the weighted sum of the targets' negative log-probabilities, a float32 scalar."""
-        x_BMD = self.target_states(batch, dropout_key)
-        return cross_entropy(x_BMD, self.head_VD, batch["targets"], batch["weights"], self.config.logit_cap)
+    def start(self, tokens_BT, lengths_B, limit, slots: int):
+        """Read prompts (B, T), and return the logits (B, V) of the first new token and where writing has come to.
 
-    def log_probs(self, batch) -> jax.Array:
-        """Return the float32 log-probability (B, M) of every target, whatever its weight."""
-        return target_log_probs(self.target_states(batch), self.head_VD, batch["targets"], self.config.logit_cap)
+        A token's slot in the cache is its position: padding lies behind the last token of its prompt, where no query
+        looks before new tokens have overwritten it. `limit` new tokens will be read at most.
+        """
+        (B, T), c = tokens_BT.shape, self.config
+        dims = (c.num_layers, B, T + slots, c.num_kv_heads, c.head_dim)
+        cache = KVCache.zeros(*dims, jnp.dtype(self.build.dtype))
+        cache = jax.tree.map(lambda x: constrain(x, self.build.rules, *CACHE_AXES), cache)
+        positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
+        state = Writing(cache, lengths_B, lengths_B + limit)
+        return self._read(tokens_BT, positions_BT, jnp.maximum(lengths_B - 1, 0), state)
+
+    def extend(self, token_B, state: "Writing"):
+        """Read one more token of each row, and return the logits (B, V) of the next and where writing has come to."""
+        read = self._read(token_B[:, None], state.positions_B[:, None], jnp.zeros_like(token_B), state)
+        return read[0], dataclasses.replace(read[1], positions_B=state.positions_B + 1)
+
+    def _read(self, tokens_BT, positions_BT, last_B, state: "Writing"):
+        mask_BTS = jnp.arange(state.cache.k_LBSHK.shape[2])[None, None] <= positions_BT[:, :, None]
+        lengths_BT = jnp.broadcast_to(state.lengths_B[:, None], tokens_BT.shape)
+        options = {"lengths_BT": lengths_BT, "cache": state.cache, "slots_BT": positions_BT}
+        x_BTD, cache = self(tokens_BT, positions_BT, mask_BTS, **options)
+        x_B1D = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
+        return next_logits(self, x_B1D), dataclasses.replace(state, cache=cache)
+
+
+@struct.dataclass
+class Writing:
+    """Where generation has come to: keys and values, each row's next position, and how long each text will be.
+
+    What a token's angle may depend on must be the same in all steps, so that is the length of the whole text.
+    """
+
+    cache: KVCache
+    positions_B: jax.Array
+    lengths_B: jax.Array

@@ -9,8 +9,10 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name as name
 from jax.sharding import PartitionSpec
 
+from fiat_jax.models.config import Build, DecoderConfig
 from fiat_jax.models.linear import WEIGHT_STD
-from fiat_jax.sharding import ShardingRules, axis_size
+from fiat_jax.models.stack import ACTIVATIONS
+from fiat_jax.sharding import axis_size
 
 LARGEST_BLOCK = 128  # rows; what does not fill a block is computed in vain
 EXPERT_AXES = ("layers", "experts", "embed", "mlp")
@@ -20,39 +22,28 @@ class Experts(nnx.Module):
     """Gated MLPs of which each token passes through the few that its router scores highest.
 
     The router's probabilities are a softmax over all experts, those of the chosen ones scaled to a sum of 1 where
-    `normalised` (Mixtral, arXiv 2401.04088; Qwen3, 2505.09388). Experts carry no adapters.
+    the configuration says so (Mixtral, arXiv 2401.04088; Qwen3, 2505.09388). Experts carry no adapters.
     """
 
-    def __init__(
-        self,
-        width,
-        mlp_width,
-        num_experts,
-        chosen,
-        normalised,
-        activation,
-        *,
-        num_layers,
-        rules: ShardingRules,
-        rngs,
-        dtype,
-    ):
-        def weight(*shape):
-            return WEIGHT_STD * jax.random.normal(rngs.params(), (num_layers, *shape), dtype)
+    def __init__(self, c: DecoderConfig, build: Build, rngs: nnx.Rngs):
+        D, E, F = c.width, c.num_experts, c.mlp_width
 
-        self.router = nnx.Param(weight(width, num_experts), axes=("layers", "embed", None))
-        self.gate = nnx.Param(weight(num_experts, width, mlp_width), axes=EXPERT_AXES)
-        self.up = nnx.Param(weight(num_experts, width, mlp_width), axes=EXPERT_AXES)
-        self.down = nnx.Param(weight(num_experts, mlp_width, width), axes=("layers", "experts", "mlp", "embed"))
-        self.chosen, self.normalised, self.activation, self.rules = chosen, normalised, activation, rules
+        def weight(*shape):
+            return WEIGHT_STD * jax.random.normal(rngs.params(), (c.num_layers, *shape), jnp.dtype(build.dtype))
+
+        self.router = nnx.Param(weight(D, E), axes=("layers", "embed", None))
+        self.gate = nnx.Param(weight(E, D, F), axes=EXPERT_AXES)
+        self.up = nnx.Param(weight(E, D, F), axes=EXPERT_AXES)
+        self.down = nnx.Param(weight(E, F, D), axes=("layers", "experts", "mlp", "embed"))
+        self.config, self.rules = c, build.rules
 
     def __call__(self, x_ND: jax.Array) -> jax.Array:
         """Return the weighted sum of each row's chosen experts (N, D); one layer's slice of the stack."""
         scores_NE = jnp.matmul(x_ND, self.router[...], preferred_element_type=jnp.float32)
-        weights_NJ, experts_NJ = jax.lax.top_k(jax.nn.softmax(scores_NE), self.chosen)
-        if self.normalised:
+        weights_NJ, experts_NJ = jax.lax.top_k(jax.nn.softmax(scores_NE), self.config.experts_per_token)
+        if self.config.normalised_experts:
             weights_NJ /= weights_NJ.sum(-1, keepdims=True)
-        run = functools.partial(mix, activation=self.activation)
+        run = functools.partial(mix, activation=ACTIVATIONS[self.config.activation])
         mesh = jax.sharding.get_abstract_mesh()
         if not mesh.empty and mesh.size > 1:
             # every device groups its own rows; weights are gathered from where they lie, but for the tensor axis

@@ -10,6 +10,11 @@ from fiat_jax.models.attention import soft_cap
 LOGITS_PER_CHUNK = 1 << 24  # 64 MiB of float32 over all devices
 
 
+def logits_of(x_BTD: jax.Array, head_VD: jax.Array, cap: float | None = None) -> jax.Array:
+    """Return float32 logits (B, T, V) of hidden states, capped; use the functions below where T is long."""
+    return soft_cap(jnp.einsum("BTD,VD->BTV", x_BTD, head_VD, preferred_element_type=jnp.float32), cap)
+
+
 def _chunks(array: jax.Array, count: int) -> jax.Array:
     """Split (B, M, ...) into (count, N = B · M / count, ...); every device keeps its own rows busy in every chunk."""
     B, M, *rest = array.shape

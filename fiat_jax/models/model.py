@@ -12,11 +12,16 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fiat_jax.errors import UserError, did_you_mean
-from fiat_jax.models.checkpoints import WeightFiles, check_tensors, host_array, load_array, read_config, to_theirs
-from fiat_jax.models.decoder import REMAT_POLICIES, Build, Decoder, DecoderConfig
-from fiat_jax.models.families import LLAMA, Family, family_of
+from fiat_jax.models.checkpoints import host_array, load_array, open_checkpoint
+from fiat_jax.models.config import Build, Config, EncoderDecoderConfig
+from fiat_jax.models.decoder import Decoder
+from fiat_jax.models.decoder_families import LLAMA
+from fiat_jax.models.encoder_decoder import EncoderDecoder
+from fiat_jax.models.head import cross_entropy, logits_of, target_log_probs
 from fiat_jax.models.linear import EMBED_AXES, EMBEDDING, LoraScale, Weight
 from fiat_jax.models.lora import LoraConfig, resolve
+from fiat_jax.models.stack import REMAT_POLICIES
+from fiat_jax.models.tensors import Family
 from fiat_jax.sharding import TRAIN, ShardingRules, named
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -44,13 +49,13 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A decoder on a mesh.
+    """A decoder or an encoder-decoder on a mesh.
 
     `trainable` and `frozen` are pytrees of arrays (NNX states) that `graphdef` puts together: adapters and base under
     LoRA; everything and nothing when all weights are tuned. Both are arguments of every compiled function.
     """
 
-    config: DecoderConfig
+    config: Config
     family: Family
     mesh: Mesh
     build: Build
@@ -62,8 +67,8 @@ class Model:
     hf_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fingerprint: str = ""
 
-    def module(self, trainable, frozen) -> Decoder:
-        """Return the decoder of these arrays, computing in the build's dtype."""
+    def module(self, trainable, frozen) -> Decoder | EncoderDecoder:
+        """Return the module of these arrays, computing in the build's dtype."""
         dtype = jnp.dtype(self.build.dtype)
         if (
             self.lora is None and dtype != jnp.float32
@@ -72,12 +77,15 @@ class Model:
         return nnx.merge(self.graphdef, trainable, frozen)
 
     def loss(self, trainable, frozen, batch, dropout_key=None) -> jax.Array:
-        """Return the weighted sum of the targets' negative log-probabilities (a pure function)."""
-        return self.module(trainable, frozen).loss(batch, dropout_key)
+        """Return the weighted sum of the targets' negative log-probabilities, a float32 scalar (a pure function)."""
+        module = self.module(trainable, frozen)
+        x_BMD, cap = module.target_states(batch, dropout_key), self.config.logit_cap
+        return cross_entropy(x_BMD, module.head_VD, batch["targets"], batch["weights"], cap)
 
     def log_probs(self, trainable, frozen, batch) -> jax.Array:
-        """Return log P (B, M) of every target (a pure function)."""
-        return self.module(trainable, frozen).log_probs(batch)
+        """Return the float32 log-probability (B, M) of every target, whatever its weight (a pure function)."""
+        module = self.module(trainable, frozen)
+        return target_log_probs(module.target_states(batch), module.head_VD, batch["targets"], self.config.logit_cap)
 
     def num_parameters(self) -> tuple[int, int]:
         """Return how many parameters are trained and how many are frozen."""
@@ -90,10 +98,15 @@ class Model:
         return trainable if self.lora is None else nnx.filter_state(self.frozen, Weight)
 
 
+def _module(config: Config, build: Build, rngs: nnx.Rngs) -> Decoder | EncoderDecoder:
+    kind = EncoderDecoder if isinstance(config, EncoderDecoderConfig) else Decoder
+    return kind(config, build, rngs)  # pyright: ignore  # each takes its own configuration
+
+
 @functools.cache
-def abstract_state(config: DecoderConfig, build: Build, mesh: Mesh) -> tuple[Any, nnx.State]:
+def abstract_state(config: Config, build: Build, mesh: Mesh) -> tuple[Any, nnx.State]:
     """Return the graph definition and the shapes, dtypes and shardings of all variables, allocating nothing."""
-    model = nnx.eval_shape(lambda: Decoder(config, build, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: _module(config, build, nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
 
     def with_sharding(variable):
@@ -105,18 +118,18 @@ def abstract_state(config: DecoderConfig, build: Build, mesh: Mesh) -> tuple[Any
 
 
 @functools.cache
-def _initialiser(config: DecoderConfig, build: Build, mesh: Mesh, kind):
+def _initialiser(config: Config, build: Build, mesh: Mesh, kind):
     """Return a compiled function from a seed to variables of one kind, made sharded; no others are computed."""
     _, abstract = abstract_state(config, build, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, nnx.filter_state(abstract, kind))
     # it runs once, and random bits at LLVM's usual level take seconds to compile
     options = {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
-    make = lambda seed: nnx.state(Decoder(config, build, nnx.Rngs(jax.random.key(seed))), kind)  # noqa: E731
+    make = lambda seed: nnx.state(_module(config, build, nnx.Rngs(jax.random.key(seed))), kind)  # noqa: E731
     return jax.jit(make, out_shardings=shardings, compiler_options=options)
 
 
 def random_model(
-    config: DecoderConfig,
+    config: Config,
     mesh: Mesh,
     *,
     lora: LoraConfig | None = None,
@@ -146,12 +159,8 @@ def load_model(
     Raises:
         UserError: what is wrong with the directory: architecture, options, and all missing, extra or misshapen tensors.
     """
-    hf_config = read_config(model.path)
-    where = f"{model.path}/config.json"
-    family = family_of(hf_config, where)
-    files = WeightFiles(model.path)
-    config = family.read_config(hf_config, where)
-    check_tensors(files, family, config, config.num_layers)
+    checkpoint = open_checkpoint(model.path)
+    family, config, files = checkpoint.family, checkpoint.config, checkpoint.files
     slots = () if lora is None else resolve(lora, family.modules(config))
     build = Build(slots, "float32" if lora is None else model.dtype, model.remat, rules)
     _, abstract = abstract_state(config, build, mesh)
@@ -161,19 +170,20 @@ def load_model(
     for path, variable in nnx.to_flat_state(nnx.filter_state(abstract, Weight)):
         value = variable.get_value()
         tensor = tensors[".".join(map(str, path))]
-        array = load_array(files, tensor, config, value.sharding, value.dtype, config.num_layers)
+        array = load_array(files, tensor, config, value.sharding, value.dtype)
         loaded.append((path, variable.replace(array)))
     state = nnx.from_flat_state(loaded)
     if lora is not None:
         fresh = _initialiser(config, build, mesh, (nnx.LoRAParam, LoraScale))
         state = nnx.merge_state(state, fresh(seed))
     built = _assemble(config, family, mesh, dataclasses.replace(build, dtype=model.dtype), state, lora)
-    return dataclasses.replace(built, directory=model.path, hf_config=hf_config, fingerprint=files.fingerprint())
+    known = {"directory": model.path, "hf_config": checkpoint.hf_config, "fingerprint": files.fingerprint()}
+    return dataclasses.replace(built, **known)
 
 
 def _assemble(config, family, mesh, build, state, lora) -> Model:
     trained = Weight if lora is None else nnx.LoRAParam
-    skeleton = nnx.eval_shape(lambda: Decoder(config, build, nnx.Rngs(0)))
+    skeleton = nnx.eval_shape(lambda: _module(config, build, nnx.Rngs(0)))
     graphdef, _, _ = nnx.split(skeleton, trained, ...)
     trainable, frozen = nnx.split_state(state, trained, ...)
     return Model(config, family, mesh, build, graphdef, trainable, frozen, lora)
@@ -190,7 +200,7 @@ def merge(model: Model, sign: int = 1) -> nnx.State:
         module = nnx.merge(model.graphdef, trainable, frozen)
         untied = {}
         for name, _ in model.build.slots:
-            layer = module.embed if name == EMBEDDING else getattr(module.blocks, name)
+            layer = functools.reduce(getattr, name.split("."), module)
             w = layer.w[...]
             if name == EMBEDDING and model.config.tied_head:
                 untied = {"head": nnx.Param(w, axes=EMBED_AXES)}
@@ -228,10 +238,8 @@ class _Structure:
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(structure: _Structure, trainable, frozen, tokens_BT):
     module = structure.model.module(trainable, frozen)
-    B, T = tokens_BT.shape
-    positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-    mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool))[None], (B, T, T))
-    return module.logits(module(tokens_BT, positions_BT, mask_BTS)[0])
+    x_BTD = module.plain_states(tokens_BT)
+    return logits_of(x_BTD, module.head_VD, module.config.logit_cap)
 
 
 def logits(model: Model, tokens_BT: np.ndarray) -> jax.Array:
@@ -250,10 +258,10 @@ def their_tensors(model: Model, weights: nnx.State, dtype: str | None = None):
     for tensor in model.family.present(model.config):
         array = flat[tensor.path]
         if not tensor.stacked:
-            yield tensor.name, to_theirs(tensor, host_array(array, dtype))
+            yield tensor.name, tensor.to_theirs(host_array(array, dtype))
             continue
         for layer in range(array.shape[0]):
             names = tensor.names(layer, model.config)
             for e, name in enumerate(names):
                 part = array[layer, e] if tensor.of_experts else array[layer]
-                yield name, to_theirs(tensor, host_array(part, dtype))
+                yield name, tensor.to_theirs(host_array(part, dtype))

@@ -12,10 +12,10 @@ from flax import nnx
 
 from fiat_jax.errors import UserError
 from fiat_jax.models.checkpoints import host_array, read_json
-from fiat_jax.models.families import Family
 from fiat_jax.models.linear import EMBEDDING
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import Model
+from fiat_jax.models.tensors import Family
 
 PREFIX = "base_model.model."
 WEIGHTS, CONFIG, PROVENANCE = "adapter_model.safetensors", "adapter_config.json", "fiat_adapter.json"
@@ -56,17 +56,13 @@ def adapter_tensors(model: Model, trainable: nnx.State) -> dict[str, np.ndarray]
     modules, flat = model.family.modules(model.config), _flat(trainable)
     tensors = {}
     for name, slot in model.build.slots:
-        a, b = (_stacked(name, host_array(flat[_place(name, part)], "float32")) for part in "ab")
+        a, b = (_stacked(name, host_array(flat[f"{name}.{part}"], "float32")) for part in "ab")
         for layer, (path, rank) in enumerate(zip(modules[name], slot.ranks, strict=True)):
             if rank:
                 a_IR, b_RO = a[layer].reshape(-1, a.shape[-1]), b[layer].reshape(b.shape[1], -1)
                 tensors[_tensor(path, "a")] = np.ascontiguousarray(a_IR[:, :rank].T)
                 tensors[_tensor(path, "b")] = np.ascontiguousarray(b_RO[:rank].T)
     return tensors
-
-
-def _place(name: str, part: str) -> str:
-    return f"{name}.{part}" if name == EMBEDDING else f"blocks.{name}.{part}"
 
 
 def _stacked(name: str, array: np.ndarray) -> np.ndarray:
@@ -90,7 +86,7 @@ def _their_config(model: Model) -> dict[str, Any]:
     every = {path for stack in modules.values() for path in stack if path.rsplit(".", 1)[-1] in ends}
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": model.family.task_type,
         "base_model_name_or_path": model.directory,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
@@ -184,7 +180,7 @@ def load_adapter(model: Model, directory: str | Path) -> nnx.State:
         differ = ", ".join(sorted(wanted ^ found))
         raise UserError(f"{directory} and this model do not adapt the same layers; they differ in {differ}")
     for path, variable in nnx.to_flat_state(model.trainable):
-        name, part = map(str, path[-2:])
+        name, part = ".".join(map(str, path[:-1])), str(path[-1])
         value, slot = variable.get_value(), slots[name]
         array = np.zeros(value.shape, np.float32)
         stack = _stacked(name, array)

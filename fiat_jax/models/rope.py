@@ -41,11 +41,6 @@ class Rope:
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
 
-    @property
-    def depends_on_length(self) -> bool:
-        """Whether a token's angle depends on the length of its sequence, and not on its position alone."""
-        return self.kind in ("dynamic", "longrope")
-
     def turned(self, head_dim: int) -> int:
         """Return how many of a head's dimensions are turned."""
         return int(head_dim * self.share)

@@ -2,7 +2,8 @@
 
 Segments are tokenised apart and their ids concatenated: so the loss mask, the cuts and the shared prefix are exact.
 Spaces between a literal and its neighbour go to the side where the tokenizer holds them: to the segment that follows
-where words begin with their space, to the one that precedes where they end with it.
+where words begin with their space, to the one that precedes where they end with it. White space that the tokenizer
+folds is folded before.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ class Segment:
     """A stretch of a rendered example.
 
     `kind` is bos, chat (of the chat template), instructions, literal, field:NAME, reasoning (the rationale),
-    large_answer (θ_β's), answer, eos.
+    large_answer (θ_β's), end (of what an encoder reads), answer, eos.
     """
 
     kind: str
@@ -49,7 +50,10 @@ class Rendered:
 
     @property
     def inputs(self) -> np.ndarray:
-        """int32 [T]: everything before the answer, beginning with the start token where the tokenizer has one."""
+        """int32 [T]: everything before the answer, beginning with the start token where the tokenizer has one.
+
+        What an encoder reads ends with the end token, as its checkpoints were trained.
+        """
         return _ids(segment for segment in self.segments if segment.kind not in TARGET)
 
     @property
@@ -103,11 +107,14 @@ class Renderer:
         self.reasoning_use: ReasoningUse = reasoning_use
         self._constant_ids: dict[tuple[str, bool], tuple[int, ...]] = {}
         self._prefixes: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._apart = tokenizer.start_id is not None  # inputs and answer are two texts
         side = instructions.answer_side
         last, self._turns = side.template.parts[-1:], self._read_turns(side.chat)
         self._answer_space = _trailing_spaces(last[0].text) if last and tokenizer.spaces_lead else ""
-        if self._turns:
-            self._answer_space = self._turns.lead
+        if tokenizer.folds_spaces:
+            self._answer_space = " " if last and last[0].text[-1:].isspace() else ""
+        if self._turns or self._apart:
+            self._answer_space = self._turns.lead if self._turns else ""
         self._end = self._read_end()
 
     @cached_property
@@ -169,6 +176,7 @@ class Renderer:
         told = chat.begin + own_text if chat and not prefix_text else own_text
         own_ids = self.tokenizer.encode(told, start=not (prefix_text or chat))
         own_ids += self.tokenizer.encode_template(chat.between) if chat else []
+        own_ids += [self.tokenizer.eos_id] if self._apart else []
         return ReasoningPrompt(prefix_ids, tuple(own_ids), prefix_text, own_text, side.stop, side.decoding, side.chat)
 
     @cached_property
@@ -184,6 +192,8 @@ class Renderer:
                 f"{self.instructions.source} says `chat`, but {source} has no chat template; leave `chat` out, or give "
                 "the tokenizer of an instruction-tuned model"
             )
+        if self._apart:
+            raise UserError(f"{self.instructions.source} says `chat`, but {source} is an encoder-decoder: leave it out")
         found = turns(template, chat, self.tokenizer.special_tokens, source)
         if not self.tokenizer.spaces_lead:
             return found
@@ -225,7 +235,10 @@ class Renderer:
                 pieces.append((part.slot.replace(" ", "_"), part.text))
             else:
                 pieces.append((f"field:{part.slot}", self.instructions.field(row, part.slot)))
-        pieces = _move_spaces(pieces) if self.tokenizer.spaces_lead else _move_spaces_back(pieces)
+        if self.tokenizer.folds_spaces:
+            pieces = _fold_spaces(pieces)
+        else:
+            pieces = _move_spaces(pieces) if self.tokenizer.spaces_lead else _move_spaces_back(pieces)
         if self._turns and pieces:
             pieces[0] = (pieces[0][0], self._turns.begin + pieces[0][1])
         if self._turns and pieces and pieces[-1][0] == "literal":
@@ -280,11 +293,13 @@ class Renderer:
             return [segment for segment in (opening, *segments, between) if segment.ids]
         if self.tokenizer.bos_id is not None:
             segments.insert(0, self._token_segment("bos", self.tokenizer.bos_id))
+        if self._apart:
+            segments.append(self._token_segment("end", self.tokenizer.eos_id))
         return segments
 
     def _answer_segment(self, label: object, row: Row | None = None) -> Segment:
         words = self.instructions.verbalise(label)
-        ids = self.tokenizer.encode(self._answer_space + words) if words else []
+        ids = self.tokenizer.encode(self._answer_space + words, start=self._apart) if words else []
         if not ids:
             where = f"{place(row)}: " if row is not None else ""
             raise UserError(
@@ -340,6 +355,18 @@ def _move_spaces_back(pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
             text = stripped
         if text:
             moved.append((kind, text))
+    return moved
+
+
+def _fold_spaces(pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the pieces with white space between them as one space that leads a piece, and none at the end."""
+    moved, space = [], ""
+    for kind, text in pieces:
+        words = text.strip()
+        space = " " if space or text[:1].isspace() else ""
+        if words:
+            moved.append((kind, space + words))
+            space = " " if text[-1].isspace() else ""
     return moved
 
 

@@ -8,7 +8,7 @@ from fiat_jax.prompts.lint import LintReport
 from fiat_jax.prompts.render import TARGET, ReasoningPrompt, Rendered, Segment
 from fiat_jax.prompts.tokenizer import Tokenizer
 
-STYLES = {"bos": "dim", "chat": "dim", "eos": "dim", "instructions": "cyan", "reasoning": "yellow"}
+STYLES = {"bos": "dim", "chat": "dim", "end": "dim", "eos": "dim", "instructions": "cyan", "reasoning": "yellow"}
 STYLES |= {"large_answer": "bold yellow", "answer": "bold green", "literal": "", "field": "blue"}
 
 

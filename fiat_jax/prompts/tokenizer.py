@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from fiat_jax.prompts.sentencepiece import read_sentencepiece
 SPACES = "▁Ġ "  # how vocabularies spell a space
 # these split at white space before any prefix is added
 PREFIX_FREE = ("WhitespaceSplit", "Whitespace", "BertPreTokenizer")
+T5_SPLITS = ["WhitespaceSplit", "Metaspace"]  # words, each with a space before it
+FOLD = {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}
 
 
 class Tokenizer:
@@ -25,7 +28,9 @@ class Tokenizer:
     `encode` adds no special token and no leading space, so that ids of neighbouring pieces can be joined;
     `encode(text, start=True)` adds the leading space that the tokenizer itself puts before the first word of a text.
     `decode(encode(text)) == text` wherever the tokenizer's own normalisation loses nothing.
+    `folds_spaces`: any white space between words is one space to it, as for T5; ids then hold none at a text's end.
     `spaces_lead` says whether most of its words begin with their space (" word", the rule) or end with it ("word ").
+    `start_id` is the token behind which an encoder-decoder writes; None: the checkpoint's model is a decoder.
     `bos_id` is None unless the tokenizer begins its texts with it; `pad_id` may be the id of a real token.
     `chat_template` is the Jinja source of its chat template, or None; `special_tokens` are those it may name.
     """
@@ -38,6 +43,7 @@ class Tokenizer:
         eos: str | int,
         pad: str | None,
         begin: bool | None,
+        start_id: int | None = None,
         chat_template: str | None = None,
         source: str = "the tokenizer",
     ):
@@ -52,17 +58,25 @@ class Tokenizer:
         begins = original.encode("a").ids[:1] == [bos_id] if begin is None else begin
         self.bos_id = bos_id if begins else None
 
-        pieces, self._leading_space = _as_pieces(spec)
+        splits = [part["type"] for part in _members(spec.get("pre_tokenizer"), "pretokenizers")]
+        self.folds_spaces = splits == T5_SPLITS
+        pieces, self._leading_space = _as_pieces(_folding(spec) if self.folds_spaces else spec)
+        self.start_id = start_id
         self.chat_template, self.source = chat_template, source
         self.special_tokens = {"bos_token": bos or "", "eos_token": original.id_to_token(self.eos_id) or ""}
-        self._with_special = tokenizers.Tokenizer.from_str(json.dumps(pieces))
+        self._pieces = pieces
         self._special = {t["id"] for t in pieces.get("added_tokens", []) if t["special"]} | {self.eos_id}
         self._backend = tokenizers.Tokenizer.from_str(json.dumps(pieces))
         self._backend.encode_special_tokens = True  # "</s>" in a user's text is five characters
         self._silent = {self.eos_id, self.bos_id} - {None}
         self._control = _control_tokens(pieces, self._silent, original)
         self._spelled = re.compile("|".join(re.escape(text) for text in self._control.values()), re.IGNORECASE)
-        self.fingerprint = _fingerprint(pieces, self._leading_space, self.bos_id, self.eos_id, self.pad_id)
+        apart = () if start_id is None else (start_id,)
+        self.fingerprint = _fingerprint(pieces, self._leading_space, self.bos_id, self.eos_id, self.pad_id, *apart)
+
+    @cached_property
+    def _with_special(self) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_str(json.dumps(self._pieces))
 
     @classmethod
     def from_directory(cls, path: str | Path) -> "Tokenizer":
@@ -83,6 +97,7 @@ class Tokenizer:
             eos=eos,
             pad=_content(config.get("pad_token")),
             begin=config.get("add_bos_token"),
+            start_id=_start_id(root),
             chat_template=read_template(root, config),
             source=str(root),
         )
@@ -149,6 +164,13 @@ def _as_pieces(spec: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     return spec, found
 
 
+def _folding(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the specification with the same words found by folding white space, so that a word may be cut in two."""
+    normalizers = [*_members(spec.get("normalizer"), "normalizers"), FOLD]
+    (_, metaspace) = _members(spec.get("pre_tokenizer"), "pretokenizers")
+    return {**spec, "normalizer": {"type": "Sequence", "normalizers": normalizers}, "pre_tokenizer": metaspace}
+
+
 def _drop_prefix(part: dict[str, Any]) -> bool:
     if part["type"] == "ByteLevel":
         had = part.get("add_prefix_space", True)
@@ -202,6 +224,15 @@ def _eos_id(root: Path) -> int:
         if eos is not None:
             return eos[0] if isinstance(eos, list) else eos
     raise UserError(f"{root} names no end token; add eos_token to {root / 'tokenizer_config.json'}")
+
+
+def _start_id(root: Path) -> int | None:
+    """Return what config.json says an encoder-decoder writes behind, as transformers reads it."""
+    model = _read_json(root / "config.json")
+    if not model.get("is_encoder_decoder"):
+        return None
+    start = model.get("decoder_start_token_id")
+    return model.get("pad_token_id") or 0 if start is None else start
 
 
 def _content(token: Any) -> str | None:

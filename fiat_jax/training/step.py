@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+SEGMENTS = ("segments", "decoder_segments")  # of what is read, 0 for padding; of an encoder-decoder both
 Batch = Mapping[str, jax.Array]
 # (trainable, frozen, batch, dropout key) → the sum of the loss over the batch's target tokens
 LossFn = Callable[[Any, Any, Batch, jax.Array | None], jax.Array]
@@ -59,6 +60,6 @@ def train_step(
     grads = jax.tree.map(lambda g: g / targets, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    tokens = jnp.count_nonzero(batch["segments"])  # padding has segment 0
+    tokens = sum(jnp.count_nonzero(batch[name]) for name in SEGMENTS if name in batch)
     metrics = {"loss": loss / targets, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
     return TrainState(state.step + 1, trainable, opt_state), metrics

@@ -1,8 +1,11 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
 from fiat_jax.data.batches import ScoringBatches, TrainBatches
 from fiat_jax.data.examples import Example, Examples
+from fiat_jax.data.layout import EncoderDecoderLayout
 from fiat_jax.errors import UserError
 
 T = 24
@@ -39,6 +42,25 @@ def read_back(batch: dict) -> dict[tuple[int, int], list[tuple[list[int], int]]]
         read = batch["tokens"][row, keys].tolist()
         found.setdefault(owner, []).append((read, int(batch["targets"][row, slot])))
     return found
+
+
+def read_back_apart(batch: dict) -> dict[tuple[int, int], list[tuple[list[int], list[int], int]]]:
+    """(example, candidate) → for each target, what the encoder read, what was written before it, and the target."""
+    written = {name.removeprefix("decoder_"): array for name, array in batch.items() if name != "segments"}
+    found: dict = {}
+    for row, slot in np.argwhere(batch["weights"] > 0):
+        place = batch["target_positions"][row, slot]
+        keys = visible_keys(written, row, place)
+        assert written["positions"][row, keys].tolist() == list(range(len(keys)))
+        read = batch["tokens"][row, batch["segments"][row] == written["segments"][row, place]]
+        owner = (int(batch["examples"][row, slot]), int(batch["candidates"][row, slot]))
+        before = written["tokens"][row, keys].tolist()
+        found.setdefault(owner, []).append((read.tolist(), before, int(batch["targets"][row, slot])))
+    return found
+
+
+def expected_apart(inputs: np.ndarray, answer: np.ndarray) -> list[tuple[list[int], list[int], int]]:
+    return [(inputs.tolist(), [3, *answer[:step].tolist()], int(token)) for step, token in enumerate(answer)]
 
 
 def expected(inputs: np.ndarray, answer: np.ndarray) -> list[tuple[list[int], int]]:
@@ -95,6 +117,37 @@ def test_scores_are_gathered_by_example_and_candidate():
     batches = ScoringBatches(examples, candidates, T, batch_rows=4)
     scores = batches.gather(np.where(batch["weights"] > 0, batch["targets"] + 1, np.nan) for batch in batches)
     assert [one.tolist() for one in scores] == [[float(sum(a + 1)) for a in answers] for answers in candidates]
+
+
+APART = partial(EncoderDecoderLayout, start_id=3)
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_an_encoder_reads_each_input_once_and_its_decoder_writes_each_answer_apart(process_count):
+    examples, candidates = some_examples(), some_candidates(40)
+    batches = ScoringBatches(examples, candidates, T, 4, APART)
+    assert {array.shape[0] for array in batches.batch(0).values()} == {4}
+    seen: dict = {}
+    for index in range(len(batches)):
+        for process in range(process_count):
+            seen |= read_back_apart(batches.local(index, process, process_count))
+    assert seen == {
+        (i, c): expected_apart(examples[i].inputs, answer)
+        for i, answers in enumerate(candidates)
+        for c, answer in enumerate(answers)
+    }
+    read = sum(int((batches.batch(index)["segments"] > 0).sum()) for index in range(len(batches)))
+    assert read == examples.inputs.lengths.sum()
+
+
+def test_training_an_encoder_decoder_reads_every_example_once_an_epoch_in_batches_of_one_shape():
+    examples = some_examples()
+    batches, seen = TrainBatches(examples, T, 4, 0, APART), {}
+    steps = [batches.batch(step) for step in range(batches.num_steps(2))]
+    assert len({tuple((name, array.shape) for name, array in batch.items()) for batch in steps}) == 1
+    for batch in steps[: batches.num_steps(1)]:
+        seen |= read_back_apart(batch)
+    assert seen == {(i, 0): expected_apart(example.inputs, example.target) for i, example in enumerate(examples)}
 
 
 def test_gathering_too_few_batches_is_refused():

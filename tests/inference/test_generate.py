@@ -9,7 +9,9 @@ import pytest
 
 from fiat_jax.errors import UserError
 from fiat_jax.inference.generate import Generator
-from fiat_jax.models.decoder import DecoderConfig
+from fiat_jax.models.config import DecoderConfig
+from fiat_jax.models.decoder import Decoder
+from fiat_jax.models.head import logits_of
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import ModelConfig, load_model, random_model
 from fiat_jax.sharding import MeshConfig
@@ -66,10 +68,8 @@ def greedy(model):
 
     @jax.jit
     def next_token(tokens_BT, length):
-        positions_BT = jnp.arange(tokens_BT.shape[1])[None]
-        mask_BTS = jnp.tril(jnp.ones((1, tokens_BT.shape[1], tokens_BT.shape[1]), bool))
         module = model.module(model.trainable, model.frozen)
-        return jnp.argmax(module.logits(module(tokens_BT, positions_BT, mask_BTS)[0])[0, length - 1])
+        return jnp.argmax(logits_of(module.plain_states(tokens_BT), module.head_VD)[0, length - 1])
 
     def run(ids, count):
         ids = list(ids)
@@ -102,19 +102,21 @@ def test_generation_ends_before_the_end_token_and_each_row_by_itself(free, model
     assert Generator(model, end)(prompts, 16) == expected
 
 
-def test_a_text_that_ends_at_once_is_empty_and_the_loop_with_it(free, model, prompts):
-    end = free(prompts, 1)[0][0]
-    generator, steps = Generator(model, end), []
-    advance = generator._next_token
+def test_a_text_that_ends_at_once_is_empty_and_the_loop_with_it(free, model, prompts, monkeypatch):
+    text = free(prompts[:1], 4)[0]
+    steps, extend = [], Decoder.extend
 
-    def counted(*args):
+    def counted(self, token_B, state):
         jax.debug.callback(lambda: steps.append(1))
-        return advance(*args)
+        return extend(self, token_B, state)
 
-    generator._next_token = counted
-    assert generator(prompts[:1], 16) == [[]]
+    monkeypatch.setattr(Decoder, "extend", counted)
+    assert Generator(model, text[0])(prompts[:1], 16) == [[]]
     jax.effects_barrier()
-    assert len(steps) == 1
+    assert not steps
+    assert Generator(model, NO_END)(prompts[:1], 4) == [text]
+    jax.effects_barrier()
+    assert len(steps) == 3
 
 
 def test_other_rows_of_the_batch_change_nothing(free, prompts):

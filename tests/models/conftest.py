@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fiat_jax.models.decoder import DecoderConfig
+from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.model import random_model
 from fiat_jax.sharding import MeshConfig
 
@@ -144,7 +144,8 @@ def filled():
         for path, variable in nnx.to_flat_state(model.trainable):
             old = variable.get_value()
             new = rng.normal(size=old.shape, scale=std).astype(np.float32)
-            ranks = slots[path[-2]].ranks if path[0] == "blocks" else ()  # the embedding is not stacked, nor padded
+            stacked = len(path) > 2  # the embedding is not, nor is it padded
+            ranks = slots[".".join(path[:-1])].ranks if stacked else ()
             for layer, rank in enumerate(ranks):
                 padding = new[layer, ..., rank:] if path[-1] == "a" else new[layer, rank:]
                 padding[...] = 0

@@ -12,7 +12,7 @@ from fiat_jax.data.examples import Example, Examples
 from fiat_jax.inference.generate import Generator
 from fiat_jax.models import model as models
 from fiat_jax.models.checkpoints import read_config, write_model
-from fiat_jax.models.decoder import Reach
+from fiat_jax.models.config import Reach
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import ModelConfig, load_model, logits, merge, their_tensors, with_weights
 from fiat_jax.models.peft import load_adapter, read_lora_config, save_adapter

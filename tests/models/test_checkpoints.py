@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from fiat_jax.errors import UserError
 from fiat_jax.models import checkpoints
 from fiat_jax.models.checkpoints import INDEX, WeightFiles, write_model
-from fiat_jax.models.families import Tensor
 from fiat_jax.models.model import ModelConfig, load_model, logits, their_tensors
+from fiat_jax.models.tensors import Tensor
 from fiat_jax.sharding import MeshConfig
 
 

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from fiat_jax.models.attention import KVCache
+from fiat_jax.models.head import logits_of
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import ModelConfig, load_model, random_model
 from fiat_jax.sharding import MeshConfig
@@ -123,7 +124,9 @@ def cached(model):
         return module(tokens_BT, positions_BT, mask_BTS, cache=cache, slots_BT=positions_BT)
 
     def run(tokens_BT, pieces):
-        cache, outputs, start = KVCache.zeros(model.config, tokens_BT.shape[0], 32, jnp.float32), [], 0
+        c = model.config
+        dims = (c.num_layers, tokens_BT.shape[0], 32, c.num_kv_heads, c.head_dim)
+        cache, outputs, start = KVCache.zeros(*dims, jnp.float32), [], 0
         for piece in pieces:
             x_BTD, cache = step(model.trainable, tokens_BT[:, start : start + piece], start, cache)
             outputs.append(x_BTD)
@@ -160,7 +163,7 @@ def test_the_loss_is_the_weighted_sum_of_the_targets_negative_log_probabilities(
     batch = batch_of(tokens)
     log_probs_BM = jax.jit(model.log_probs)(model.trainable, model.frozen, batch)
     module = model.module(model.trainable, model.frozen)
-    table_BMV = jax.nn.log_softmax(module.logits(module.target_states(batch)))
+    table_BMV = jax.nn.log_softmax(logits_of(module.target_states(batch), module.head_VD))
     expected_BM = np.take_along_axis(np.asarray(table_BMV), batch["targets"][..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(log_probs_BM, expected_BM, rtol=1e-5)
     loss = jax.jit(model.loss)(model.trainable, model.frozen, batch)
@@ -228,7 +231,7 @@ def test_bfloat16_states_stay_near_those_of_float32(checkpoint, one_device, toke
         module = model.module(model.trainable, model.frozen)
         states = jax.jit(module.target_states)(batch_of(tokens))
         assert str(states.dtype) == dtype
-        assert module.logits(states).dtype == jnp.float32
+        assert logits_of(states, module.head_VD).dtype == jnp.float32
         results.append(np.asarray(states, np.float32))
     assert 0 < np.abs(results[0] - results[1]).mean() < 0.02 * np.abs(results[0]).mean()
 

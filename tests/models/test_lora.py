@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from fiat_jax.errors import UserError
-from fiat_jax.models.families import LLAMA
+from fiat_jax.models.decoder_families import LLAMA
 from fiat_jax.models.lora import LoraConfig, resolve
 
 TARGETS = [
@@ -103,10 +103,10 @@ def test_scales_are_alpha_over_rank_or_over_its_root(modules):
 
 def test_stacks_without_a_target_have_no_slot_and_layers_without_one_have_rank_zero(modules):
     slots = dict(resolve(LoraConfig(rank=4, targets=("1.self_attn.q_proj", "up_proj"), dropout=0.1), modules))
-    assert slots.keys() == {"q", "up"}
-    assert slots["q"].ranks == (0, 4, 0)
-    assert slots["q"].scales == (0.0, 8.0, 0.0)
-    assert slots["up"].ranks == (4, 4, 4)
+    assert slots.keys() == {"blocks.q", "blocks.up"}
+    assert slots["blocks.q"].ranks == (0, 4, 0)
+    assert slots["blocks.q"].scales == (0.0, 8.0, 0.0)
+    assert slots["blocks.up"].ranks == (4, 4, 4)
     assert {slot.dropout for slot in slots.values()} == {0.1}
 
 

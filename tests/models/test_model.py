@@ -108,11 +108,11 @@ def test_padding_to_a_common_rank_stays_exactly_zero_in_training(decoder, tokens
     for _ in range(5):
         trainable, state = step(trainable, state)
     slots = dict(model.build.slots)
-    assert slots["q"].ranks == (3, 5, 3)
-    assert slots["up"].ranks == (1, 3, 3)
-    for (_, name, part), variable in nnx.to_flat_state(trainable):
+    assert slots["blocks.q"].ranks == (3, 5, 3)
+    assert slots["blocks.up"].ranks == (1, 3, 3)
+    for (*place, part), variable in nnx.to_flat_state(trainable):
         array = np.asarray(variable.get_value())
-        for layer, rank in enumerate(slots[name].ranks):
+        for layer, rank in enumerate(slots[".".join(place)].ranks):
             used, padding = np.split(array[layer], [rank], axis=-1 if part == "a" else 0)
             assert (np.abs(used) > 0).all()
             assert (padding == 0).all()

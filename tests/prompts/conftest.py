@@ -94,3 +94,18 @@ def joined(tmp_path):
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     backend.add_special_tokens(["<s>", "</s>"])
     return save(tmp_path / "joined", backend, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture
+def apart(joined, tmp_path):
+    """The same letters for an encoder-decoder, which writes behind token 7; words are found as T5 finds them."""
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "joined" / "tokenizer.json"))
+    splits = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    path = tmp_path / "apart"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"is_encoder_decoder": True, "decoder_start_token_id": 7}))
+    backend.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    return Tokenizer.from_directory(path)

@@ -57,6 +57,26 @@ def test_a_space_goes_to_the_word_that_it_belongs_to(make, rows, joined):
     assert [*rendered.inputs, *rendered.target] == whole
 
 
+def test_what_an_encoder_reads_ends_with_the_end_token_and_the_answer_is_a_text_of_its_own(make, rows, apart):
+    rendered = make(tokenizer=apart).answer(rows["w3"], HINT, "bad")
+    assert apart.start_id == 7
+    assert kinds_of(rendered)[-3:] == ["end", "answer", "eos"]
+    read = "Say yes or no. Report: light rain at noon Hint: rain is wet. So no. Good?"
+    assert rendered.inputs.tolist() == [*apart.encode(read, start=True), apart.eos_id]  # as one text, "no." uncut
+    assert rendered.target.tolist() == [*apart.encode("no", start=True), apart.eos_id]
+    assert rendered.target.tolist() == make(tokenizer=apart).candidates(["bad"])[0].tolist()
+    assert make(tokenizer=apart).reasoning_prompt(rows["w3"]).own_ids[-1] == apart.eos_id
+
+
+def test_the_end_of_what_an_encoder_reads_is_never_cut(make, rows, apart):
+    whole = make(tokenizer=apart).answer(rows["w3"], HINT, "bad")
+    answer = max(map(len, make(tokenizer=apart).candidates(["good", "bad"])))
+    cut = make(tokenizer=apart, max_length=len(whole.inputs) + answer - 5).answer(rows["w3"], HINT, "bad")
+    assert len(cut.inputs) == len(whole.inputs) - 5
+    assert cut.inputs[-1] == apart.eos_id
+    assert cut.target.tolist() == whole.target.tolist()
+
+
 def test_a_space_stays_with_the_word_before_where_the_vocabulary_ends_words_with_it(make, rows, joined):
     joined.spaces_lead = False
     rendered = make(tokenizer=joined).answer(rows["w3"], HINT, "bad")

@@ -15,7 +15,7 @@ from fiat_jax.data.batches import TrainBatches
 from fiat_jax.data.examples import Example, Examples
 from fiat_jax.distributed import initialize
 from fiat_jax.errors import Interrupted
-from fiat_jax.models.decoder import DecoderConfig
+from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import Model, random_model
 from fiat_jax.sharding import MeshConfig
