@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import signal
 import sys
 from collections.abc import Sequence
@@ -82,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
 
     export = verb("export", "write a trained bundle for other programs")
     export.add_argument("bundle", help="working directory of `fiat train`, or a bundle")
-    export.add_argument("--format", required=True, help="peft (the adapter) or merged (a whole model)")
+    forms = "peft (the adapter), merged (a whole model) or bundle (for `fiat` elsewhere)"
+    export.add_argument("--format", required=True, help=forms)
     export.add_argument("--out", type=Path, required=True)
 
     demo = verb("demo", "the whole of FIAT on generated data, with nothing to download", gin=False)
@@ -248,13 +250,15 @@ def _experiment(args, bindings) -> int:
 
 
 def _bundle(args, bindings):
-    """Return the bundle, the mesh, and where reasoning lies if the settings say so."""
+    """Return the bundle, its base where the settings say, the mesh, and where reasoning lies if they say so."""
     from fiat_jax.experiments import sections
     from fiat_jax.experiments.bundle import read_bundle
 
     config = _config(args, bindings)
     reasoning = config.build(sections.Reasoning) if config.binds("Reasoning") else None
-    return read_bundle(args.bundle), config.build(sections.MeshConfig), reasoning
+    bundle = read_bundle(args.bundle)
+    bundle = dataclasses.replace(bundle, model=config.overlay(bundle.model))
+    return bundle, config.build(sections.MeshConfig), reasoning
 
 
 def _evaluate(args, bindings) -> int:

@@ -66,6 +66,14 @@ class Config:
         """Whether any file or flag sets a parameter of this section."""
         return any(selector.split(".")[-1] == section for _, selector in gin.config._CONFIG)  # pyright: ignore
 
+    def overlay(self, value: C) -> C:
+        """Return a section with those of its fields replaced that a file or flag sets."""
+        name = self._name(type(value))
+        hints = typing.get_type_hints(type(value))
+        found = [p for (_, selector), p in gin.config._CONFIG.items() if selector.split(".")[-1] == name]  # pyright: ignore
+        bound = {key: _typed(f"{name}.{key}", item, hints[key]) for params in found for key, item in params.items()}
+        return dataclasses.replace(value, **bound)  # pyright: ignore  # sections are dataclasses
+
     def _name(self, section: type) -> str:
         return next(name for name, known in self._sections.items() if known is section)
 

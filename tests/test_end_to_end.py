@@ -1,10 +1,11 @@
 """The main job through the command line: rows and reasoning in, a tuned adapter out that peft and transformers read."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
-from support.world import IMPORT, SETTINGS
+from support.world import IMPORT, LARGE_MODEL, SETTINGS
 
 from fiat_jax.evaluation.predictions import read_predictions
 from fiat_jax.experiments.answers import reasons_of
@@ -97,6 +98,25 @@ def test_other_programs_give_every_label_of_every_row_the_same_likelihood(traine
     for one, scores in zip(predictions, torch_scores(model, feed, rows, inputs), strict=True):
         assert scores == pytest.approx(one.scores, abs=1e-4)
         assert max(scores, key=scores.get) == one.prediction
+
+
+def test_a_bundle_taken_elsewhere_answers_alike_and_says_where_its_reasoning_is_from(trained, predictions, tmp_path):
+    trained.fiat("export", "run", "--format=bundle", "--out=taken")
+    shutil.move(trained.root / "taken", tmp_path / "taken")
+    shutil.copytree(trained.model, tmp_path / "base")
+    base = f"--gin.Model.path={tmp_path / 'base'}"
+    trained.fiat("predict", tmp_path / "taken", "weather/test.jsonl", "--out=taken.jsonl", base)
+    assert read_predictions(trained.root / "taken.jsonl") == predictions
+    held = json.loads((tmp_path / "taken/bundle.json").read_text())
+    (provenance,) = held["sets"].values()
+    assert provenance["model"]["name"] == LARGE_MODEL
+    assert list(held["sets"]) == [held["reasoning"]["set"]]
+    again = trained.fiat("export", "run", "--format=bundle", f"--out={tmp_path / 'taken'}", status=2)
+    assert "is not empty" in again.stderr
+    other = trained.fiat(
+        "predict", tmp_path / "taken", "weather/test.jsonl", "--out=x.jsonl", "--gin.Model.pth=x", status=2
+    )
+    assert "Did you mean 'path'" in other.stderr
 
 
 def test_rows_without_an_answer_are_predicted_alike(trained, predictions):

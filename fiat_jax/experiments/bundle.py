@@ -20,10 +20,11 @@ from fiat_jax.experiments.spec import Prompts, Reasoning, Run
 from fiat_jax.models import peft
 from fiat_jax.models.checkpoints import write_model
 from fiat_jax.models.model import Model, ModelConfig, load_model, their_tensors
+from fiat_jax.prompts.inline import inlined
 from fiat_jax.prompts.instructions import load_instructions
 from fiat_jax.prompts.tokenizer import Tokenizer
 from fiat_jax.sharding import MeshConfig
-from fiat_jax.tasks.task import Task
+from fiat_jax.tasks.task import Row, Task, read_rows
 
 NAME = "bundle.json"
 SCHEMA = 1
@@ -34,8 +35,8 @@ class Bundle:
     """A trained θ_τ as `evaluate`, `predict` and `export` take it.
 
     `directory` holds prompts.yaml and either adapter/ or, where all weights were tuned, model/. `reasoning` names the
-    set it was trained with, `seed` shuffles the rows' ŷ_β where the paradigm does; the hashes are of what it was
-    trained with.
+    set it was trained with, `sets` says what produced it, `seed` shuffles the rows' ŷ_β where the paradigm does; the
+    hashes are of what it was trained with.
     """
 
     directory: Path
@@ -53,6 +54,7 @@ class Bundle:
     row_length: int
     batch_rows: int
     adapter: bool
+    sets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def theta_tau_path(self) -> str:
@@ -85,10 +87,36 @@ def write_bundle(directory: Path, model: Model, feed: Feed, run: Run, reasons: R
         row_length=run.train.row_length,
         batch_rows=run.train.batch_rows,
         adapter=model.lora is not None,
+        sets={} if reasons.provenance is None else {reasons.set_key: dataclasses.asdict(reasons.provenance)},
     )
+    _write(directory, bundle)
+
+
+def _write(directory: Path, bundle: Bundle) -> None:
     fields = dataclasses.asdict(bundle)
     del fields["directory"]
     write_json(directory / NAME, {"schema": SCHEMA, **fields})
+
+
+def copy_bundle(bundle: Bundle, directory: Path) -> None:
+    """Write a bundle anew where it needs neither its run nor, for its prompts, the task's rows.
+
+    Raises:
+        UserError: the directory is not empty, or rows that serve as exemplars are no longer where the task says.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"{directory} is not empty; give --out a new directory")
+
+    def rows_of(split: str) -> Mapping[str, Row]:
+        return {row[bundle.task.id_field]: row for row in read_rows(bundle.task, split)}
+
+    prompts = inlined(bundle.prompts.file, rows_of)
+    if not is_main():
+        return
+    weights = "adapter" if bundle.adapter else "model"
+    shutil.copytree(bundle.directory / weights, directory / weights)
+    (directory / "prompts.yaml").write_text(prompts, "utf-8")
+    _write(directory, dataclasses.replace(bundle, prompts=dataclasses.replace(bundle.prompts, file="prompts.yaml")))
 
 
 def read_bundle(path: str | Path) -> Bundle:

@@ -7,22 +7,26 @@ import numpy as np
 from rich.console import Console
 
 from fiat_jax.errors import UserError, did_you_mean
-from fiat_jax.experiments.bundle import Bundle, load_bundle_model
+from fiat_jax.experiments.bundle import Bundle, copy_bundle, load_bundle_model
 from fiat_jax.models import peft
 from fiat_jax.models.checkpoints import write_model
 from fiat_jax.models.model import Model, largest_logit_difference, merge, their_tensors, with_weights
 from fiat_jax.sharding import MeshConfig
 
-FORMATS = ("peft", "merged")
+FORMATS = ("peft", "merged", "bundle")
 PROBE_TOKENS = (4, 64)
 
 
 def export(bundle: Bundle, form: str, output: Path, mesh: MeshConfig, console: Console) -> None:
-    """Write the adapter in peft's layout, or the merged model in transformers', and say what merging changed."""
+    """Write the adapter in peft's layout, the merged model in transformers' (and what merging changed), or a bundle."""
     if form not in FORMATS:
         raise UserError(f"unknown export format {form!r}; known are {', '.join(FORMATS)}.{did_you_mean(form, FORMATS)}")
     if form == "peft" and not bundle.adapter:
         raise UserError(f"{bundle.directory} was tuned in all weights and has no adapter; use --format=merged")
+    if form == "bundle":
+        copy_bundle(bundle, output)
+        console.print(f"bundle: {output}")
+        return
     model = load_bundle_model(bundle, mesh)
     if form == "peft":
         peft.save_adapter(model, output)

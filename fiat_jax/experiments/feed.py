@@ -32,6 +32,7 @@ class Reasons:
     set_key: str = ""
     model: str = ""
     excluded: frozenset[str] = frozenset()
+    provenance: Provenance | None = None
 
     def shuffled(self, rows: Sequence[Row], task: Task, seed: int) -> "Reasons":
         """Give each row the ŷ_β of another one of these rows: the control for what reasoning says about its own row."""
@@ -60,7 +61,7 @@ def read_reasons(task: Task, rows: Sequence[Row], where: Reasoning) -> Reasons:
     provenance = store.provenance(key)
     joined = join(task, rows, store, key, command=_command(task, where, provenance))
     name = " ".join(str(provenance.model[part]) for part in ("name", "revision") if provenance.model.get(part))
-    return Reasons(joined.reasoning, key, name, frozenset(joined.excluded))
+    return Reasons(joined.reasoning, key, name, frozenset(joined.excluded), provenance)
 
 
 def _command(task: Task, where: Reasoning, provenance: Provenance) -> str:
