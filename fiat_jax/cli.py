@@ -222,7 +222,11 @@ def _train(args, bindings) -> int:
     from fiat_jax.experiments.dry_run import dry_run
     from fiat_jax.experiments.matrix import run_training
 
-    run = _config(args, bindings).build(sections.Run)
+    config = _config(args, bindings)
+    mixture = config.build(sections.Mixture)
+    if mixture.rates:
+        return _train_mixture(args, mixture, {part: config.build(sections.Run, part) for part in mixture.rates})
+    run = config.build(sections.Run)
     console = _start()
     if args.dry_run:
         console.print(sections.as_gin(run), highlight=False, markup=False)
@@ -233,12 +237,33 @@ def _train(args, bindings) -> int:
     return 0
 
 
+def _train_mixture(args, mixture, parts) -> int:
+    from fiat_jax.experiments import runtime, sections
+    from fiat_jax.experiments.dry_run import dry_run
+    from fiat_jax.experiments.mixture import run_mixture
+
+    console, text = _start(), sections.mixture_as_gin(mixture, parts)
+    if args.dry_run:
+        console.print(text, highlight=False, markup=False)
+        for part, run in parts.items():
+            console.print(f"{part}, by itself:")
+            dry_run(run, console)
+        return 0
+    with runtime.recorded(args.workdir, text):
+        run_mixture(mixture, parts, args.workdir, console)
+    return 0
+
+
 def _experiment(args, bindings) -> int:
+    from fiat_jax.errors import UserError
     from fiat_jax.experiments import runtime, sections
     from fiat_jax.experiments.dry_run import dry_run, runs_of
     from fiat_jax.experiments.matrix import run_experiment
 
-    experiment = _config(args, bindings).build(sections.Experiment)
+    config = _config(args, bindings)
+    if config.build(sections.Mixture).rates:
+        raise UserError("Mixture.rates is for `fiat train`; an experiment compares paradigms on one task")
+    experiment = config.build(sections.Experiment)
     console = _start()
     if args.dry_run:
         console.print(sections.as_gin(experiment), highlight=False, markup=False)

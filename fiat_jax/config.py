@@ -34,6 +34,18 @@ class Config:
         self._parse(files, bindings)
 
     def _parse(self, files: Sequence[str], bindings: Sequence[str]) -> None:
+        self._read(files, bindings)
+        mixture = gin.config._CONFIG.get(("", "fiat.Mixture"), {})  # pyright: ignore
+        for part, file in dict(mixture.get("files", {})).items():
+            self._read_part(part, file)
+        parts = mixture.get("rates", {})
+        for scope, selector in gin.config._CONFIG:  # pyright: ignore
+            if scope and selector != "gin.macro" and scope not in parts:
+                known = f"; parts are {', '.join(parts)}.{did_you_mean(scope, parts)}" if parts else ""
+                name = selector.split(".")[-1]
+                raise UserError(f"{scope}/{name}: {scope!r} is no part of Mixture.rates; leave out {scope}/{known}")
+
+    def _read(self, files: Sequence[str], bindings: Sequence[str]) -> None:
         for file in files:
             if not Path(file).is_file():
                 raise UserError(f"--gin_file={file}: no such file")
@@ -44,19 +56,30 @@ class Config:
             gin.parse_config_files_and_bindings(list(files), parsed, skip_unknown=False, finalize_config=False)
         except (ValueError, SyntaxError, TypeError, OSError, AttributeError, NameError) as error:
             raise UserError(_explain(_own_words(error), self._sections)) from None
-        for scope, selector in gin.config._CONFIG:  # pyright: ignore
-            if scope and selector != "gin.macro":
-                raise UserError(f"{scope}/{selector.split('.')[-1]}: settings have no scopes here; leave out {scope}/")
 
-    def build(self, section: type[C], **given: Any) -> C:
-        """Return a section; `given` fields overrule what gin says."""
+    def _read_part(self, part: str, file: str) -> None:
+        """Read the file of a part of a mixture: its settings are the part's, where none has been given by name."""
+        bound: dict[Any, dict[str, Any]] = gin.config._CONFIG  # pyright: ignore
+        held = {key: dict(params) for key, params in bound.items()}
+        bound.clear()
+        self._read([file], [])
+        own = {key: dict(params) for key, params in bound.items()}
+        bound.clear()
+        bound.update(held)
+        for (scope, selector), params in own.items():
+            place = bound.setdefault((scope or part, selector), {})
+            bound[scope or part, selector] = {**params, **place}
+
+    def build(self, section: type[C], scope: str = "", **given: Any) -> C:
+        """Return a section, with what is set for the part `scope`; `given` fields overrule what gin says."""
         hints = typing.get_type_hints(section)
         kwargs = dict(given)
         for field in dataclasses.fields(section):  # pyright: ignore
             if field.name not in kwargs and hints[field.name] in self._sections.values():
-                kwargs[field.name] = self.build(hints[field.name])
+                kwargs[field.name] = self.build(hints[field.name], scope)
         try:
-            return gin.get_configurable(self._name(section))(**kwargs)
+            with gin.config_scope(scope or None):
+                return gin.get_configurable(self._name(section))(**kwargs)
         except UserError as error:  # gin appends where a call came from to the message
             raise UserError(_own_words(error)) from None
         except (TypeError, ValueError) as error:
@@ -70,7 +93,7 @@ class Config:
         """Return a section with those of its fields replaced that a file or flag sets."""
         name = self._name(type(value))
         hints = typing.get_type_hints(type(value))
-        found = [p for (_, selector), p in gin.config._CONFIG.items() if selector.split(".")[-1] == name]  # pyright: ignore
+        found = [p for key, p in gin.config._CONFIG.items() if key == ("", f"fiat.{name}")]  # pyright: ignore
         bound = {key: _typed(f"{name}.{key}", item, hints[key]) for params in found for key, item in params.items()}
         return dataclasses.replace(value, **bound)  # pyright: ignore  # sections are dataclasses
 

@@ -106,7 +106,7 @@ def test_a_file_includes_others_wherever_the_command_is_started(tmp_path, monkey
         (["Car.electric=1"], "Car.electric is 1; it must be of type bool"),
         (["Engine.fuel=3"], "Engine.fuel is 3; it must be of type str | None"),
         (["Car.weights={'a': 'b'}"], "Car.weights is 'b'; it must be of type float"),
-        (["big/Car.seats=2"], "big/Car: settings have no scopes here; leave out big/"),
+        (["big/Car.seats=2"], "big/Car: 'big' is no part of Mixture.rates; leave out big/"),
         (["Car.seats=0"], "Car.seats is 0; a car has at least one"),
     ],
     ids=str,

@@ -71,6 +71,14 @@ def make_seqio_task(
     )
 
 
+def make_seqio_mixture(rates: Mapping["seqio.Task", float]) -> "seqio.Mixture":
+    """Register a mixture of tasks, each drawn at its rate against the others, under a name of its own."""
+    from fiat_jax.data.seqio_import import seqio
+
+    name = f"mixture.{next(_serial)}"
+    return seqio.MixtureRegistry.add(name, [(task.name, rate) for task, rate in rates.items()])
+
+
 def tokenise(provider: "seqio.Task | seqio.Mixture", split: str, draws: int | None = None) -> Iterator[Example]:
     """Yield the examples of a split: of a task each one once and in order, of a mixture as many as `draws` says.
 

@@ -22,15 +22,18 @@ from fiat_jax.tasks.task import Row, read_rows
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One system: a paradigm, its number of training rows (0: none are used), and a seed."""
+    """One system: a paradigm, its number of training rows (0: none are used), a seed; of a mixture one of its parts."""
 
     paradigm: Paradigm
     size: int
     seed: int
+    part: str = ""
 
     @property
     def name(self) -> str:
         """The cell's name in files and tables."""
+        if self.part:
+            return f"{self.paradigm.name}-mixture-seed{self.seed}-{self.part}"
         return self.paradigm.name if not self.paradigm.trained else f"{self.paradigm.name}-{self.size}-seed{self.seed}"
 
 

@@ -12,7 +12,7 @@ from fiat_jax.evaluation.predict import answer_predictions
 from fiat_jax.evaluation.predictions import Prediction, read_predictions, write_predictions
 from fiat_jax.experiments.bench import Bench, Cell
 from fiat_jax.experiments.bundle import write_bundle
-from fiat_jax.experiments.fit import Fit, Job, fit
+from fiat_jax.experiments.fit import Fit, Job, Selection, fit
 from fiat_jax.experiments.results import file_hash, write_json
 from fiat_jax.training.log import Listener
 
@@ -33,7 +33,7 @@ def run_cell(bench: Bench, cell: Cell, learning_rates: Sequence[float], workdir:
     """Return a cell's result: what is stored for it, or made now. A killed cell goes on where it was."""
     key = content_key(dict(bench.identity(cell)), list(learning_rates))
     path, predictions = workdir / "cells" / f"{cell.name}.json", workdir / "predictions" / f"{cell.name}.jsonl"
-    stored = _stored(path, predictions, key)
+    stored = stored_facts(path, predictions, key)
     if stored is not None:
         return Done(cell, read_predictions(predictions), stored)
     found, facts = (_trained if cell.paradigm.trained else _icl)(bench, cell, learning_rates, workdir, listeners)
@@ -44,7 +44,7 @@ def run_cell(bench: Bench, cell: Cell, learning_rates: Sequence[float], workdir:
     return Done(cell, found, facts)
 
 
-def _stored(path: Path, predictions: Path, key: str) -> dict[str, Any] | None:
+def stored_facts(path: Path, predictions: Path, key: str) -> dict[str, Any] | None:
     """Return the facts of a finished cell, if it is this one and its predictions are as they were written."""
     if not path.exists() or not predictions.exists():
         return None
@@ -67,22 +67,20 @@ def _trained(
     cache = Path(run.data.cache) if run.data.cache else workdir / "cache"
     job = Job(
         run=run,
-        feed=feed,
         examples=bench.examples(feed, cell, kept, cache),
-        selection_rows=held,
-        selection_reasons=bench.reasons_for(cell, bench.train_rows),
+        selections={"": Selection(feed, held, bench.reasons_for(cell, bench.train_rows))},
         facts=bench.identity(cell),
     )
     directory = workdir / "cells" / cell.name
     fitted = fit(job, learning_rates, directory, lambda where: listeners(f"{cell.name} {where.name}", where))
     reasons = bench.reasons_for(cell, bench.report_rows)
-    prepared = fitted.scorer.prepare(bench.report_rows, reasons)
+    prepared = fitted.scorers[""].prepare(bench.report_rows, reasons)
     predictions = prepared.predict(fitted.model.trainable, run.prompts.max_new_tokens)
     write_bundle(directory / "bundle", fitted.model, feed, run, bench.reasons)
-    return predictions, _facts(fitted)
+    return predictions, facts_of(fitted)
 
 
-def _facts(fitted: Fit) -> dict[str, Any]:
+def facts_of(fitted: Fit) -> dict[str, Any]:
     trained, frozen = fitted.model.num_parameters()
     return {
         "learning_rate": fitted.learning_rate,

@@ -5,6 +5,7 @@ import functools
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -144,22 +145,25 @@ class Feed:
 
     def training_examples(self, rows: Sequence[Row], reasons: Reasons, cache: str | Path) -> Examples:
         """Return rendered rows with their answers: a seqio Task's, kept in the cache under all that determines them."""
+        key = self.content(rows, reasons)
+        return ExampleCache(Path(cache)).get(key, lambda: tokenise(self.seqio_task(rows, reasons), "train"))
+
+    def content(self, rows: Sequence[Row], reasons: Reasons) -> str:
+        """Return the hash of all that the training examples of rows depend on."""
         ids = self.task.id_field
         content = [
             (row[ids], row_key(self.task, row), row[self.task.answer_field], reasons.by_id.get(row[ids]))
             for row in rows
         ]
         used = (self.paradigm.needs_reasoning, self._reserve, self.task.kind, self.task.language_field)
-        key = content_key("training", self.renderer.fingerprint, used, repr(content))
+        return content_key("training", self.renderer.fingerprint, used, repr(content))
 
-        def build():
-            seqio_task = make_seqio_task(
-                self.task,
-                {"train": rows},
-                lambda row: self.render(row, reasons, with_target=True),
-                self.tokenizer,
-                {metric.name: metric.per_row for metric in find_metrics(self.task.metrics) if metric.per_row},
-            )
-            return tokenise(seqio_task, "train")
-
-        return ExampleCache(Path(cache)).get(key, build)
+    def seqio_task(self, rows: Sequence[Row], reasons: Reasons) -> Any:
+        """Return a seqio Task whose split "train" holds rendered rows with their answers."""
+        return make_seqio_task(
+            self.task,
+            {"train": rows},
+            lambda row: self.render(row, reasons, with_target=True),
+            self.tokenizer,
+            {metric.name: metric.per_row for metric in find_metrics(self.task.metrics) if metric.per_row},
+        )

@@ -19,25 +19,47 @@ from fiat_jax.tasks.task import Row
 from fiat_jax.training.log import Listener
 from fiat_jax.training.loop import Evaluation, Trained, train
 
+MEAN = "mean"  # over the parts of a mixture, of each one's first metric
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Rows that selection reads, and how they are rendered."""
+
+    feed: Feed
+    rows: Sequence[Row]
+    reasons: Reasons
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is trained: on which examples, selected by which rows; `facts` are what checkpoints must agree on."""
+    """What is trained: on which examples, selected by which rows; `facts` are what checkpoints must agree on.
+
+    `selections` has one entry, or one for each part of a mixture by its name.
+    """
 
     run: Run
-    feed: Feed
     examples: Examples
-    selection_rows: Sequence[Row]
-    selection_reasons: Reasons
+    selections: Mapping[str, Selection]
     facts: Mapping[str, str]
+
+    @property
+    def feed(self) -> Feed:
+        """How the rows of the first part are rendered; of all parts alike but for their task and instructions."""
+        return next(iter(self.selections.values())).feed
+
+    @property
+    def metric(self) -> str:
+        """What selection goes by."""
+        return self.feed.task.metrics[0] if len(self.selections) == 1 else MEAN
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """A trained paradigm: the model with the chosen parameters in place, and how it was chosen."""
+    """A trained paradigm: the model with the chosen parameters in place, how it was chosen, a scorer for each part."""
 
     model: Model
-    scorer: Scorer
+    scorers: Mapping[str, Scorer]
     learning_rate: float
     best: Evaluation
     evaluations: tuple[Evaluation, ...]
@@ -66,9 +88,19 @@ def fit(
     with jax.set_mesh(mesh):
         model = load_model(run.model, mesh, lora=run.lora if feed.paradigm.lora else None, seed=run.train.seed)
         rows = scoring_rows(run.train.batch_rows, model)
-        scorer = Scorer(model, feed, run.train.row_length, rows, run.data.length_normalise)
-        selection = scorer.prepare(job.selection_rows, job.selection_reasons)
-        metric = feed.task.metrics[0]
+        scorers = {
+            part: Scorer(model, one.feed, run.train.row_length, rows, run.data.length_normalise)
+            for part, one in job.selections.items()
+        }
+        prepared = {part: scorers[part].prepare(one.rows, one.reasons) for part, one in job.selections.items()}
+
+        def measure(trainable: Any) -> dict[str, float]:
+            found = {part: one.measure(trainable, run.prompts.max_new_tokens) for part, one in prepared.items()}
+            if len(found) == 1:
+                return next(iter(found.values()))
+            apart = {f"{part}/{metric}": value for part, values in found.items() for metric, value in values.items()}
+            firsts = [found[part][one.feed.task.metrics[0]] for part, one in job.selections.items()]
+            return {**apart, MEAN: sum(firsts) / len(firsts)}
 
         def run_one(rate: float) -> Trained:
             optimizer = dataclasses.replace(run.train.optimizer, learning_rate=rate)
@@ -79,22 +111,22 @@ def fit(
                 TrainBatches(job.examples, config.row_length, config.batch_rows, config.seed, feed.layout),
                 config,
                 where,
-                evaluate=lambda trainable: selection.measure(trainable, run.prompts.max_new_tokens),
-                select=metric,
+                evaluate=measure,
+                select=job.metric,
                 facts=job.facts,
                 listeners=listeners(where),
             )
 
         found = [(rate, run_one(rate)) for rate in learning_rates]
-    rate, trained = max(found, key=lambda pair: pair[1].history.best.metrics[metric])
+    rate, trained = max(found, key=lambda pair: pair[1].history.best.metrics[job.metric])
     return Fit(
         model=dataclasses.replace(model, trainable=trained.trainable),
-        scorer=scorer,
+        scorers=scorers,
         learning_rate=rate,
         best=trained.history.best,
         evaluations=trained.history.evaluations,
         num_train=len(job.examples),
-        num_selection=len(job.selection_rows),
+        num_selection=sum(len(one.rows) for one in job.selections.values()),
         truncations=job.examples.truncations(),
         tokens=sum(one.tokens for _, one in found),
         seconds=sum(one.seconds for _, one in found),

@@ -45,11 +45,11 @@ def run_training(run: Run, workdir: Path, console: Console) -> list[dict[str, An
     rates = (run.train.optimizer.learning_rate,)
     rows = _run(bench, cells, rates, run.paradigm, "train", workdir, console)
     if is_main() and paradigm.trained:
-        _link(workdir / "bundle", Path("cells", cells[0].name, "bundle"))
+        link(workdir / "bundle", Path("cells", cells[0].name, "bundle"))
     return rows
 
 
-def _link(link: Path, target: Path) -> None:
+def link(link: Path, target: Path) -> None:
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.symlink_to(target)
     temporary.replace(link)
@@ -76,18 +76,18 @@ def _run(
         path = write_results(
             workdir,
             verb,
-            inputs=_inputs(bench, done),
+            inputs=inputs_of(bench, done),
             rows=rows,
             comparisons=comparisons,
             seconds=time.monotonic() - begun,
             details={"cells": {one.cell.name: dict(one.facts) for one in done}, "learning_rates": list(rates)},
         )
-        _print(bench, rows, comparisons, against, console)
+        print_results(bench, rows, comparisons, against, console)
         console.print(f"results: {path}")
     return rows
 
 
-def _inputs(bench: Bench, done: Sequence[Done]) -> dict[str, Any]:
+def inputs_of(bench: Bench, done: Sequence[Done]) -> dict[str, Any]:
     run = bench.run
     return {
         "theta_tau": {"path": run.model.path, "fingerprint": bench.theta_tau_fingerprint},
@@ -99,7 +99,7 @@ def _inputs(bench: Bench, done: Sequence[Done]) -> dict[str, Any]:
     }
 
 
-def _print(
+def print_results(
     bench: Bench, rows: list[dict[str, Any]], comparisons: list[dict[str, Any]], against: str, console: Console
 ) -> None:
     task, metric = bench.task, bench.task.metrics[0]

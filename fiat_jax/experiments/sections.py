@@ -2,12 +2,12 @@
 
 import dataclasses
 import pprint
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fiat_jax.experiments.prompt import PromptLook
 from fiat_jax.experiments.reason import Import, Reason
-from fiat_jax.experiments.spec import Data, Experiment, Prompts, Reasoning, Run
+from fiat_jax.experiments.spec import Data, Experiment, Mixture, Prompts, Reasoning, Run
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import ModelConfig
 from fiat_jax.reasoning.drive import GenerateOptions
@@ -29,6 +29,7 @@ SECTIONS: dict[str, type] = {
     "Mesh": MeshConfig,
     "Run": Run,
     "Experiment": Experiment,
+    "Mixture": Mixture,
     "Import": Import,
     "Reason": Reason,
     "Endpoint": Endpoint,
@@ -37,11 +38,22 @@ SECTIONS: dict[str, type] = {
 }
 
 TEXT_WIDTH = 110
+OF_A_PART = (Task, Prompts, Reasoning, Data)  # what each part of a mixture has for itself
 
 
 def as_gin(*built: Any) -> str:
     """Return every field of sections, and of the sections within, as a file that --gin_file reads back."""
     return "\n\n".join(_block(section) for one in built for section in _within(one)) + "\n"
+
+
+def mixture_as_gin(mixture: Mixture, parts: Mapping[str, Run]) -> str:
+    """Return the same of a mixture: its parts' own sections under their names, and once those that they share."""
+    blocks = [_block(dataclasses.replace(mixture, files={}))]  # what they said follows
+    for part, run in parts.items():
+        blocks += [_block(section, f"{part}/") for section in _within(run) if isinstance(section, OF_A_PART)]
+    shared = next(iter(parts.values()))
+    blocks += [_block(section) for section in _within(shared) if not isinstance(section, OF_A_PART)]
+    return "\n\n".join(blocks) + "\n"
 
 
 def _within(section: Any) -> Iterator[Any]:
@@ -52,11 +64,11 @@ def _within(section: Any) -> Iterator[Any]:
             yield from _within(value)
 
 
-def _block(section: Any) -> str:
+def _block(section: Any, scope: str = "") -> str:
     name = next(name for name, kind in SECTIONS.items() if kind is type(section))
     values = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
-    lines = [_binding(f"{name}.{k}", v) for k, v in values.items() if type(v) not in SECTIONS.values()]
-    return "\n".join([f"# {name}", *lines])
+    lines = [_binding(f"{scope}{name}.{k}", v) for k, v in values.items() if type(v) not in SECTIONS.values()]
+    return "\n".join([f"# {scope}{name}", *lines])
 
 
 def _binding(name: str, value: Any) -> str:
@@ -70,10 +82,12 @@ __all__ = [
     "Experiment",
     "Import",
     "MeshConfig",
+    "Mixture",
     "PromptLook",
     "Prompts",
     "Reason",
     "Reasoning",
     "Run",
     "as_gin",
+    "mixture_as_gin",
 ]

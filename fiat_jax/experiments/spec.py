@@ -1,6 +1,7 @@
 """What verbs are asked to do: the sections that gin fills."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from fiat_jax.errors import UserError
 from fiat_jax.models.lora import LoraConfig
@@ -71,6 +72,33 @@ class Run:
     train: TrainConfig
     mesh: MeshConfig
     paradigm: str = "fiat"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Several tasks that train one adapter: `fiat train` with parts.
+
+    What a part has of its own is set in a file of its own, or under its name: `PART/Task.…`, `PART/Prompts.…`,
+    `PART/Reasoning.…`, `PART/Data.…`. What is set without a part's name is for those that do not set it.
+
+    Args:
+        rates: part → how often its rows are drawn, against the others (seqio's rates); no parts: one task is trained.
+        files: part → gin file with its settings, as it would be given if it were trained alone.
+        draws: rows drawn for an epoch; 0: as many as the parts have together.
+    """
+
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    draws: int = 0
+
+    def __post_init__(self):
+        unknown = [part for part in self.files if part not in self.rates]
+        if unknown:
+            raise UserError(f"Mixture.files names {', '.join(unknown)}, for which Mixture.rates has no rate")
+        if len(self.rates) == 1 or any(rate <= 0 for rate in self.rates.values()):
+            raise UserError(f"Mixture.rates has two or more parts, each of a rate above 0; got {dict(self.rates)}")
+        if self.draws < 0:
+            raise UserError(f"Mixture.draws is {self.draws}; it is a number of rows, or 0")
 
 
 @dataclasses.dataclass(frozen=True)

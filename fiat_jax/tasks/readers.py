@@ -1,6 +1,7 @@
 """Rows from files and data set libraries, each with the place it came from."""
 
 import csv
+import importlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +20,9 @@ def read_source(source: str) -> Iterator[SourceRow]:
 
     Args:
         source: a path (local, gs://, s3://) that ends in .jsonl, .tsv (no quoting) or .csv; "hf://NAME:CONFIG/SPLIT",
-            where NAME is a hub id or a folder written by `save_to_disk`; or "tfds://NAME/SPLIT", where NAME names a
-            data set prepared as array_record, or is its folder. Class labels become their names.
+            where NAME is a hub id or a folder written by `save_to_disk`; "tfds://NAME/SPLIT", where NAME names a
+            data set prepared as array_record, or is its folder (class labels become their names); or
+            "seqio://MODULE:NAME/SPLIT", a seqio Task or mixture that MODULE registers (`data.seqio_rows`).
 
     Raises:
         UserError: the source is absent, of unknown kind, empty, or not what its name promises; names file and line.
@@ -142,6 +144,11 @@ def _read_tfds(name: str, source: str) -> Iterator[SourceRow]:
     yield from _library_rows(data, labels, source)
 
 
+def _read_seqio(name: str, source: str) -> Iterator[SourceRow]:
+    # the one call upwards: seqio is for `data` alone, and rows are read here
+    return importlib.import_module("fiat_jax.data.seqio_rows").read_seqio(name, source)
+
+
 def _library_rows(data: Any, labels: Mapping[str, Sequence[str]], source: str) -> Iterator[SourceRow]:
     """Yield plain rows; `labels` are the names of class labels, stored as numbers, where -1 says that there is none."""
     for number, row in enumerate(data):
@@ -163,4 +170,8 @@ def _plain(value: Any) -> Any:
 
 Parser = Callable[[Iterator[tuple[int, str]], str], Iterator[SourceRow]]
 PARSERS: dict[str, Parser] = {".jsonl": _read_jsonl, ".tsv": _read_tsv, ".csv": _read_csv}
-LIBRARIES: dict[str, Callable[[str, str], Iterator[SourceRow]]] = {"hf": _read_hugging_face, "tfds": _read_tfds}
+LIBRARIES: dict[str, Callable[[str, str], Iterator[SourceRow]]] = {
+    "hf": _read_hugging_face,
+    "tfds": _read_tfds,
+    "seqio": _read_seqio,
+}

@@ -1,0 +1,174 @@
+"""`fiat train` with parts: several tasks, drawn at their rates, train one adapter; each is measured apart."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fiat_jax.data.batches import TrainBatches
+from fiat_jax.data.examples import ExampleCache, Examples, content_key
+from fiat_jax.data.layout import Layout
+from fiat_jax.data.seqio_tasks import make_seqio_mixture, tokenise
+from fiat_jax.distributed import barrier, is_main
+from fiat_jax.errors import UserError
+from fiat_jax.evaluation.predictions import read_predictions, write_predictions
+from fiat_jax.experiments.bench import Bench, Cell
+from fiat_jax.experiments.bundle import write_bundle
+from fiat_jax.experiments.cells import Done, facts_of, stored_facts
+from fiat_jax.experiments.fit import Job, Selection, fit
+from fiat_jax.experiments.matrix import inputs_of, print_results, result_rows
+from fiat_jax.experiments.paradigms import find_paradigm
+from fiat_jax.experiments.progress import listeners_for
+from fiat_jax.experiments.results import write_json, write_results
+from fiat_jax.experiments.spec import Mixture, Run
+from fiat_jax.training.config import TrainConfig
+
+SHARED = ("model", "lora", "train", "mesh", "paradigm")
+
+
+def run_mixture(mixture: Mixture, parts: Mapping[str, Run], workdir: Path, console: Console) -> list[dict[str, Any]]:
+    """Train one adapter on all parts, report each, and leave a bundle for each in parts/PART.
+
+    Raises:
+        UserError: what is wrong with a part, before any training.
+    """
+    begun = time.monotonic()
+    _check(parts)
+    run = next(iter(parts.values()))
+    paradigm = find_paradigm(run.paradigm)
+    benches = {part: Bench(one, (0,), [paradigm]) for part, one in parts.items()}
+    cells = {part: Cell(paradigm, len(b.train_rows), run.train.seed, part) for part, b in benches.items()}
+    key = _key(mixture, benches, cells)
+    done = _stored(cells, workdir, key) or _train(mixture, benches, cells, key, workdir, console)
+    rows = [row for part, one in done.items() for row in result_rows(benches[part], one)]
+    if is_main():
+        path = write_results(
+            workdir,
+            "train",
+            inputs={part: inputs_of(benches[part], [one]) for part, one in done.items()},
+            rows=rows,
+            seconds=time.monotonic() - begun,
+            details={"mixture": dataclasses.asdict(mixture), "facts": dict(next(iter(done.values())).facts)},
+        )
+        for part, one in done.items():
+            print_results(benches[part], result_rows(benches[part], one), [], paradigm.name, console)
+        console.print(f"results: {path}")
+    return rows
+
+
+def _check(parts: Mapping[str, Run]) -> None:
+    first, run = next(iter(parts.items()))
+    if not find_paradigm(run.paradigm).trained:
+        raise UserError(f"a mixture trains one adapter, and {run.paradigm} trains none; choose another Run.paradigm")
+    for part, other in parts.items():
+        for name in SHARED:
+            if getattr(other, name) != getattr(run, name):
+                raise UserError(
+                    f"the parts {first} and {part} of the mixture differ in their {name}, and train one model: set it "
+                    "without a part's name"
+                )
+
+
+def _key(mixture: Mixture, benches: Mapping[str, Bench], cells: Mapping[str, Cell]) -> str:
+    return content_key(
+        dict(mixture.rates), mixture.draws, {part: dict(bench.identity(cells[part])) for part, bench in benches.items()}
+    )
+
+
+def _stored(cells: Mapping[str, Cell], workdir: Path, key: str) -> dict[str, Done] | None:
+    """Return all parts' results where they are there and of this mixture."""
+    found = {}
+    for part, cell in cells.items():
+        predictions = workdir / "predictions" / f"{cell.name}.jsonl"
+        facts = stored_facts(workdir / "cells" / f"{cell.name}.json", predictions, key)
+        if facts is None:
+            return None
+        found[part] = Done(cell, read_predictions(predictions), facts)
+    return found
+
+
+def _train(
+    mixture: Mixture,
+    benches: Mapping[str, Bench],
+    cells: Mapping[str, Cell],
+    key: str,
+    workdir: Path,
+    console: Console,
+) -> dict[str, Done]:
+    bench = next(iter(benches.values()))
+    feeds = {part: one.feed(cells[part]) for part, one in benches.items()}
+    selections = {}
+    for part, one in benches.items():
+        _, held = one.split(cells[part])
+        selections[part] = Selection(feeds[part], held, one.reasons_for(cells[part], one.train_rows))
+    cache = Path(bench.run.data.cache) if bench.run.data.cache else workdir / "cache"
+    examples, config = _drawn(mixture, benches, cells, bench.run.train, feeds[next(iter(feeds))].layout, cache)
+    facts = {f"{part}: {k}": v for part, one in benches.items() for k, v in one.identity(cells[part]).items()}
+    run = dataclasses.replace(bench.run, train=config)
+    job = Job(run, examples, selections, {**facts, "Mixture": repr((mixture.rates, mixture.draws))})
+    rates = (run.train.optimizer.learning_rate,)
+    name = f"{bench.run.paradigm}-mixture-seed{run.train.seed}"
+    directory = workdir / "cells" / name
+    fitted = fit(job, rates, directory, lambda where: listeners_for(where, f"{name} {where.name}", console))
+    done = {}
+    for part, one in benches.items():
+        cell, reasons = cells[part], one.reasons_for(cells[part], one.report_rows)
+        prepared = fitted.scorers[part].prepare(one.report_rows, reasons)
+        predictions = prepared.predict(fitted.model.trainable, one.run.prompts.max_new_tokens)
+        write_bundle(workdir / "parts" / part / "bundle", fitted.model, feeds[part], one.run, one.reasons)
+        known: dict[str, Any] = {"key": key, **facts_of(fitted)}
+        if is_main():
+            path = workdir / "predictions" / f"{cell.name}.jsonl"
+            known["predictions_sha256"] = write_predictions(path, predictions)
+            write_json(workdir / "cells" / f"{cell.name}.json", known)
+        barrier(cell.name)
+        done[part] = Done(cell, predictions, known)
+    return done
+
+
+def draw(
+    mixture: Mixture, benches: Mapping[str, Bench], cells: Mapping[str, Cell], epochs: int, cache: Path
+) -> Examples:
+    """Return the examples of all epochs, drawn of the parts at their rates, none twice before all others of its part.
+
+    They are a seqio Mixture's, kept in the cache under all that determines them.
+    """
+    kept = {part: bench.split(cells[part])[0] for part, bench in benches.items()}
+    reasons = {part: bench.reasons_for(cells[part], bench.train_rows) for part, bench in benches.items()}
+    feeds = {part: bench.feed(cells[part]) for part, bench in benches.items()}
+    draws = epochs * (mixture.draws or sum(map(len, kept.values())))
+    contents = {part: feed.content(kept[part], reasons[part]) for part, feed in feeds.items()}
+
+    def build():
+        tasks = {feeds[part].seqio_task(kept[part], reasons[part]): rate for part, rate in mixture.rates.items()}
+        return tokenise(make_seqio_mixture(tasks), "train", draws)
+
+    key = content_key("mixture", dict(mixture.rates), draws, contents)
+    return ExampleCache(cache).get(key, build)
+
+
+def _drawn(
+    mixture: Mixture,
+    benches: Mapping[str, Bench],
+    cells: Mapping[str, Cell],
+    config: TrainConfig,
+    layout: Callable[[int], Layout],
+    cache: Path,
+) -> tuple[Examples, TrainConfig]:
+    """Return what is drawn for all epochs, and the settings of one pass over it, evaluated as often as there are."""
+
+    def steps_of(examples: Examples) -> int:
+        return TrainBatches(examples, config.row_length, config.batch_rows, config.seed, layout).num_steps(1)
+
+    epochs = config.epochs
+    examples = draw(mixture, benches, cells, epochs, cache)
+    steps = steps_of(examples)
+    if steps < config.min_steps:
+        epochs = -(-config.min_steps * epochs // steps)
+        examples = draw(mixture, benches, cells, epochs, cache)
+        steps = steps_of(examples)
+    every = config.evaluate_every or -(-steps // epochs)
+    return examples, dataclasses.replace(config, epochs=1, min_steps=0, evaluate_every=every)
