@@ -1,6 +1,7 @@
 """The only file that imports gin: --gin_file and --gin.NAME=VALUE to the frozen dataclasses that verbs take."""
 
 import ast
+import copy
 import dataclasses
 import inspect
 import re
@@ -58,17 +59,25 @@ class Config:
             raise UserError(_explain(_own_words(error), self._sections)) from None
 
     def _read_part(self, part: str, file: str) -> None:
-        """Read the file of a part of a mixture: its settings are the part's, where none has been given by name."""
+        """Read the file of a part of a mixture: its settings are the part's, where none has been given by name.
+
+        Its macros are its own too, but for those that flags and the mixture's files set.
+        """
         bound: dict[Any, dict[str, Any]] = gin.config._CONFIG  # pyright: ignore
-        held = {key: dict(params) for key, params in bound.items()}
+        held = dict(bound)
         bound.clear()
         self._read([file], [])
-        own = {key: dict(params) for key, params in bound.items()}
+        bound.update({key: params for key, params in held.items() if key[1] == "gin.macro"})
+        try:  # gin copies a macro as its value
+            own = {key: copy.deepcopy(params) for key, params in bound.items() if key[1] != "gin.macro"}
+        except ValueError as error:
+            raise UserError(_explain(_own_words(error), self._sections)) from None
         bound.clear()
         bound.update(held)
         for (scope, selector), params in own.items():
-            place = bound.setdefault((scope or part, selector), {})
-            bound[scope or part, selector] = {**params, **place}
+            if scope:
+                raise UserError(f"{file} sets {scope}/{selector.split('.')[-1]}; the file of a part has no parts")
+            bound[part, selector] = {**params, **bound.get((part, selector), {})}
 
     def build(self, section: type[C], scope: str = "", **given: Any) -> C:
         """Return a section, with what is set for the part `scope`; `given` fields overrule what gin says."""

@@ -8,7 +8,7 @@ import pytest
 from fiat_jax.config import Config
 from fiat_jax.errors import UserError
 from fiat_jax.experiments import sections
-from fiat_jax.experiments.spec import Reasoning, Run
+from fiat_jax.experiments.spec import Mixture, Reasoning, Run
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,29 @@ def test_a_flag_wins_over_files_and_a_later_file_over_an_earlier_one(tmp_path):
     second = write(tmp_path / "second.gin", "Car.name = 'second'\nCar.seats = 3")
     built = car("Car.name=flag", files=[first, second])
     assert (built.name, built.seats, built.engine.power) == ("flag", 3, 3.0)
+
+
+def test_parts_of_a_mixture_have_files_and_macros_of_their_own_and_flags_win(tmp_path):
+    part = "NAME = 'NUMBER'\nCar.name = %NAME\nCar.weights = {%NAME: 1}\nCar.seats = 2"
+    files = {name: str(write(tmp_path / f"{name}.gin", part.replace("NUMBER", name))) for name in ("one", "two")}
+    known = {"Engine": Engine, "Car": Car, "Mixture": Mixture}
+    bindings = [f"Mixture.files={files}", "Mixture.rates={'one': 1, 'two': 1}", "two/Car.seats=5", "Engine.power=7"]
+    cars = {name: Config(known, (), bindings).build(Car, name) for name in files}
+    assert [(name, car.name, dict(car.weights), car.seats, car.engine.power) for name, car in cars.items()] == [
+        ("one", "one", {"one": 1.0}, 2, 7.0),
+        ("two", "two", {"two": 1.0}, 5, 7.0),
+    ]
+    assert Config(known, (), [*bindings, "NAME=other"]).build(Car, "two").name == "other"
+    write(tmp_path / "two.gin", "three/Car.name = 'x'")
+    with pytest.raises(UserError, match="the file of a part has no parts"):
+        Config(known, (), bindings)
+
+
+def test_what_is_there_is_overlaid_by_what_is_set():
+    config = Config({"Engine": Engine, "Car": Car}, (), ["Engine.power=3"])
+    assert config.overlay(Engine(1.0, "gas")) == Engine(3.0, "gas")
+    with pytest.raises(UserError, match=r"Engine\.power is 'much'"):
+        Config({"Engine": Engine}, (), ["Engine.power=much"]).overlay(Engine())
 
 
 def test_settings_of_one_command_do_not_leak_into_the_next():

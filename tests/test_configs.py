@@ -3,6 +3,7 @@
 `.venv/bin/python tests/test_configs.py` writes them anew.
 """
 
+import contextlib
 import difflib
 from pathlib import Path
 
@@ -31,7 +32,12 @@ def resolved(run: str) -> str:
     files, bindings = FURTHER.get(run, ([], []))
     section = sections.Run if run.startswith("runs/") else sections.Experiment
     paths = [str(ROOT / file) for file in (*files, f"configs/{run}.gin")]
-    return sections.as_gin(Config(sections.SECTIONS, paths, bindings).build(section))
+    with contextlib.chdir(ROOT):  # what a mixture's parts are read from
+        config = Config(sections.SECTIONS, paths, bindings)
+    mixture = config.build(sections.Mixture)
+    if mixture.rates:
+        return sections.mixture_as_gin(mixture, {part: config.build(section, part) for part in mixture.rates})
+    return sections.as_gin(config.build(section))
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -47,8 +53,9 @@ def test_no_golden_text_is_of_a_run_that_is_gone():
 
 @pytest.mark.parametrize("run", RUNS)
 def test_the_files_of_the_project_that_a_run_names_are_there(run):
-    config = Config(sections.SECTIONS, [str(golden(run))]).build(sections.Run)
-    assert (ROOT / config.prompts.file).is_file()
+    config = Config(sections.SECTIONS, [str(golden(run))])
+    for part in config.build(sections.Mixture).rates or [""]:
+        assert (ROOT / config.build(sections.Run, part).prompts.file).is_file()
 
 
 if __name__ == "__main__":
