@@ -170,11 +170,13 @@ class Renderer:
             begin = () if self.tokenizer.bos_id is None else (self.tokenizer.bos_id,)
             begin = tuple(self.tokenizer.encode_template(chat.opening)) if chat else begin
             told = chat.begin + text if chat and text else text
-            self._prefixes[name] = text, (*begin, *self.tokenizer.encode(told, start=not chat))
+            start = self.tokenizer.starts_after(chat.opening) if chat else True
+            self._prefixes[name] = text, (*begin, *self.tokenizer.encode(told, start=start))
         prefix_text, prefix_ids = self._prefixes[name]
         own_text = side.request.fill(lambda field: self.instructions.field(row, field)).rstrip(" ")
         told = chat.begin + own_text if chat and not prefix_text else own_text
-        own_ids = self.tokenizer.encode(told, start=not (prefix_text or chat))
+        start = self.tokenizer.starts_after(chat.opening) if chat else True
+        own_ids = self.tokenizer.encode(told, start=start and not prefix_text)
         own_ids += self.tokenizer.encode_template(chat.between) if chat else []
         own_ids += [self.tokenizer.eos_id] if self._apart else []
         return ReasoningPrompt(prefix_ids, tuple(own_ids), prefix_text, own_text, side.stop, side.decoding, side.chat)
@@ -278,7 +280,7 @@ class Renderer:
     def _segments(self, pieces: list[tuple[str, str]]) -> list[Segment]:
         segments = []
         for n, (kind, text) in enumerate(pieces):
-            start = n == 0 and self._turns is None
+            start = n == 0 and (self._turns is None or self.tokenizer.starts_after(self._turns.opening))
             if kind in ("literal", "instructions"):
                 key = (text, start)
                 if key not in self._constant_ids:
@@ -299,7 +301,8 @@ class Renderer:
 
     def _answer_segment(self, label: object, row: Row | None = None) -> Segment:
         words = self.instructions.verbalise(label)
-        ids = self.tokenizer.encode(self._answer_space + words, start=self._apart) if words else []
+        start = self._apart or (self._turns is not None and self.tokenizer.starts_after(self._turns.between))
+        ids = self.tokenizer.encode(self._answer_space + words, start=start) if words else []
         if not ids:
             where = f"{place(row)}: " if row is not None else ""
             raise UserError(

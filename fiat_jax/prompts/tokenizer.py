@@ -64,7 +64,7 @@ class Tokenizer:
         self.start_id = start_id
         self.chat_template, self.source = chat_template, source
         self.special_tokens = {"bos_token": bos or "", "eos_token": original.id_to_token(self.eos_id) or ""}
-        self._pieces = pieces
+        self._pieces, self._whole = pieces, original
         self._special = {t["id"] for t in pieces.get("added_tokens", []) if t["special"]} | {self.eos_id}
         self._backend = tokenizers.Tokenizer.from_str(json.dumps(pieces))
         self._backend.encode_special_tokens = True  # "</s>" in a user's text is five characters
@@ -77,6 +77,12 @@ class Tokenizer:
     @cached_property
     def _with_special(self) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(json.dumps(self._pieces))
+
+    @cached_property
+    def _leads_after_special(self) -> bool:
+        """Whether a word behind a special token has a space put before it, as old SentencePiece vocabularies do."""
+        behind = self._whole.encode(f"{self.token(self.eos_id)}a", add_special_tokens=False).ids[1:]
+        return behind == self._ids(" a") != self._ids("a")
 
     @classmethod
     def from_directory(cls, path: str | Path) -> "Tokenizer":
@@ -122,7 +128,17 @@ class Tokenizer:
 
     def encode_template(self, text: str) -> list[int]:
         """Return the ids of a chat template's own text, in which special tokens are what they spell."""
-        return self._with_special.encode(text, add_special_tokens=False).ids if text else []
+        found = self._with_special.encode(text, add_special_tokens=False)
+        first = next((n for n, token in enumerate(found.ids) if token in self._special), len(found.ids))
+        if first == len(found.ids) or not self._leads_after_special:
+            return found.ids
+        start = found.offsets[first][0]  # what stands before it goes on from other text, and has no space put before it
+        return found.ids[:first] + self._whole.encode(text[start:], add_special_tokens=False).ids
+
+    def starts_after(self, text: str) -> bool:
+        """Whether what follows this text of a chat template is the start of a text, as `encode` has it."""
+        ids = self.encode_template(text)
+        return self._leads_after_special and bool(ids) and self.is_special(ids[-1])
 
     def is_special(self, token_id: int) -> bool:
         """Whether a token is one that the tokenizer sets apart from text."""

@@ -5,7 +5,7 @@ import string
 
 import pytest
 import tokenizers
-from tokenizers import models
+from tokenizers import models, normalizers
 
 from fiat_jax.errors import UserError
 from fiat_jax.prompts.extract import Reasoning
@@ -173,6 +173,46 @@ def test_words_take_the_space_that_a_template_puts_before_them(write, rows, tmp_
     whole = made.tokenizer.encode_template(STYLES["mistral"][2] + " no</s>")
     assert [*rendered.inputs, *rendered.target] == whole
     assert made.tokenizer.encode_template(" S")[0] in rendered.inputs
+
+
+OLD_STYLES = {
+    "special tokens before words": (
+        ["<|user|>", "<|end|>", "<|assistant|>"],
+        FOR_EACH + "<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+    ),
+    "plain marks before words": (
+        [],
+        FOR_EACH + "{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }} </s>{% endif %}{% endfor %}",
+    ),
+}
+
+
+@pytest.mark.parametrize("style", OLD_STYLES)
+@pytest.mark.parametrize("swallow", [True, False])
+def test_old_vocabularies_put_a_space_before_words_where_transformers_does(style, swallow, write, rows, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    special, template = OLD_STYLES[style]
+    letters = sorted(set(string.printable) - set("\r\x0b\x0c\t "))
+    words = ["<s>", "</s>", "▁", *letters, *(f"▁{c}" for c in letters)]
+    backend = tokenizers.Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [("▁", c) for c in letters]))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    marks = [tokenizers.AddedToken(t, special=True, normalized=False, rstrip=swallow) for t in special]
+    backend.add_special_tokens([*marks, *(tokenizers.AddedToken(t, normalized=False) for t in ("<s>", "</s>"))])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), chat_template=template)
+    made = Renderer(load_instructions(write(CHAT), rows), Tokenizer.from_directory(tmp_path), 400)
+    rendered = made.answer(rows["w3"], HINT, "bad")
+    told = "".join(s.text for s in rendered.segments if s.kind not in ("chat", "answer", "eos")).strip()
+    turns = [{"role": "user", "content": told}, {"role": "assistant", "content": "no"}]
+    whole = theirs.apply_chat_template(turns, tokenize=True, return_dict=False)
+    ours = [*rendered.inputs, *rendered.target]
+    assert ours == whole[: len(ours)]
+    assert len(whole) - len(ours) <= 1  # a line feed may follow the end of the last turn
 
 
 def test_a_chat_has_hashes_of_its_own(renderer, write, rows, tokenizer):
