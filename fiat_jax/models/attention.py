@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import struct
 
 CAUSAL_BLOCKS = 8  # leaves out 7/16 of all scores, and a block stays in the cache of a CPU core
+PREFIX_BLOCK = 512  # keys of a shared prefix at a time: the scores of a hundred queries stay in the cache of a CPU core
+UNBOUNDED = 1 << 30  # a window of more tokens than any text has
 MASKED = -1e30  # finite, so that a query which sees nothing (padding) stays free of NaN
 
 
@@ -71,6 +73,83 @@ def attend(
         bias_block_BHTS = None if bias_BHTS is None else bias_BHTS[:, :, rows, :seen]
         outs.append(core(block_BHGTK, k_BHSK, v_BHSK, mask_BTS[:, rows, :seen], bias_block_BHTS))
     return jnp.concatenate(outs, axis=3).transpose(0, 3, 1, 2, 4)
+
+
+def attend_shared(
+    q_BTHGK: jax.Array,
+    own: tuple[jax.Array, jax.Array, jax.Array],
+    prefix: tuple[jax.Array, jax.Array, jax.Array],
+    *,
+    window: jax.Array | None = None,
+    positions_BT: jax.Array,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> jax.Array:
+    """Return attention outputs (B, T, H, G, K) over each row's own keys and one prefix that all rows share.
+
+    One exact softmax in float32 (Hydragen, arXiv 2402.05099, with the running maximum of FlashAttention, 2205.14135).
+    The prefix is read once for all rows, whose queries are the rows of one matrix product for each head, and a block of
+    it at a time, so that no scores over all of it exist.
+
+    Args:
+        own: keys, values (B, S, H, K) and which of them each query sees (B, T, S).
+        prefix: keys, values (H, P, K), P at most PREFIX_BLOCK or a multiple of it, and how many of them count.
+        window: how many positions back a query sees; positions_BT are those of the queries, the prefix begins at 0.
+    """
+    B, T, H, G, K = q_BTHGK.shape
+    k_BSHK, v_BSHK, mask_BTS = own
+    k_HPK, v_HPK, length = prefix
+    q_BTHGK = q_BTHGK * (K**-0.5 if scale is None else scale)
+    q_BHNK = q_BTHGK.transpose(0, 2, 3, 1, 4).reshape(B, H, G * T, K)
+    scores_BHNS = jnp.einsum("BHNK,BSHK->BHNS", q_BHNK, k_BSHK, preferred_element_type=jnp.float32)
+    scores_BHGTS = jnp.where(mask_BTS[:, None, None], soft_cap(scores_BHNS.reshape(B, H, G, T, -1), cap), MASKED)
+    top_BHGT1 = scores_BHGTS.max(-1, keepdims=True)
+    weights_BHGTS = jnp.exp(scores_BHGTS - top_BHGT1)
+    weights_BHNS = weights_BHGTS.reshape(B, H, G * T, -1).astype(v_BSHK.dtype)
+    out_BHNK = jnp.einsum("BHNS,BSHK->BHNK", weights_BHNS, v_BSHK, preferred_element_type=jnp.float32)
+
+    def rows(x):  # of all texts side by side: (H, N = B · G · T, …)
+        return x.reshape(B, H, G * T, -1).transpose(1, 0, 2, 3).reshape(H, B * G * T, -1)
+
+    state = (rows(top_BHGT1), rows(weights_BHGTS.sum(-1, keepdims=True)), rows(out_BHNK))
+    q_HNK, block = rows(q_BHNK), min(PREFIX_BLOCK, k_HPK.shape[1])
+    positions_N = jnp.broadcast_to(positions_BT[:, None], (B, G, T)).reshape(-1)
+
+    def add(i, state):
+        top_HN1, total_HN1, out_HNK = state
+        k_block, v_block = (jax.lax.dynamic_slice_in_dim(x, i * block, block, axis=1) for x in (k_HPK, v_HPK))
+        places_P = i * block + jnp.arange(block)
+        seen_NP = jnp.broadcast_to(places_P[None] < length, (positions_N.shape[0], block))
+        if window is not None:
+            seen_NP &= positions_N[:, None] - places_P[None] < window
+        scores_HNP = jnp.einsum("HNK,HPK->HNP", q_HNK, k_block, preferred_element_type=jnp.float32)
+        scores_HNP = jnp.where(seen_NP[None], soft_cap(scores_HNP, cap), MASKED)
+        higher_HN1 = jnp.maximum(top_HN1, scores_HNP.max(-1, keepdims=True))
+        weights_HNP = jnp.where(seen_NP[None], jnp.exp(scores_HNP - higher_HN1), 0)
+        shrink_HN1 = jnp.exp(top_HN1 - higher_HN1)
+        more_HNK = jnp.einsum(
+            "HNP,HPK->HNK", weights_HNP.astype(v_block.dtype), v_block, preferred_element_type=jnp.float32
+        )
+        total_HN1 = total_HN1 * shrink_HN1 + weights_HNP.sum(-1, keepdims=True)
+        return higher_HN1, total_HN1, out_HNK * shrink_HN1 + more_HNK
+
+    blocks = -(-length // block)  # those behind the last key are not read
+    _, total_HN1, out_HNK = jax.lax.fori_loop(0, blocks, add, state)
+    out_BHGTK = (out_HNK / total_HN1).reshape(H, B, G, T, K).transpose(1, 3, 0, 2, 4)
+    return out_BHGTK.astype(q_BTHGK.dtype)
+
+
+@struct.dataclass
+class Prefix:
+    """Keys and values of a text that others begin with, (L, H, P, K) each, and how many of the P count."""
+
+    k_LHPK: jax.Array
+    v_LHPK: jax.Array
+    length: jax.Array
+
+    def read(self, layer: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return one layer's keys and values (H, P, K), and their number."""
+        return self.k_LHPK[layer], self.v_LHPK[layer], self.length
 
 
 @struct.dataclass

@@ -1,13 +1,14 @@
 """A Llama-family decoder: layers stacked and scanned, tokens flattened to rows in every matrix product."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 from jax.ad_checkpoint import checkpoint_name as name
 
-from fiat_jax.models.attention import KVCache, attend, visible, within
+from fiat_jax.models.attention import UNBOUNDED, KVCache, Prefix, attend, attend_shared, visible, within
 from fiat_jax.models.config import Build, DecoderConfig
 from fiat_jax.models.experts import Experts
 from fiat_jax.models.linear import EMBED_AXES, EMBEDDING, WEIGHT_STD, Embedding, Linear, apply
@@ -56,16 +57,25 @@ class Block(nnx.Module):
             self.up = linear("up", "ND,DF->NF", (D, F), ("embed", "mlp"))
         self.down = linear("down", "NF,FD->ND", (F, D), ("mlp", "embed"))
 
-    def __call__(self, x_ND, rope_BTK, mask_BTS, cache: KVCache | None, layer, slots_BT, dropout_key):
-        """Return the block's output and the cache with this layer's keys and values written in place."""
+    def __call__(self, x_ND, rope_BTK, mask_BTS, cache: KVCache | None, layer, slots_BT, dropout_key, shared=None):
+        """Return the block's output and the cache with this layer's keys and values written in place.
+
+        `shared` is what `attend_shared` takes besides: a prefix's keys and values in this layer, window, positions.
+        """
         c, (B, T), key = self.config, mask_BTS.shape[:2], dropout_key
 
         q_BTHGK, k_BSHK, v_BSHK = self._heads(self.norm_attention(x_ND), rope_BTK, key)
         if cache is not None:
             cache = cache.write(layer, slots_BT, k_BSHK, v_BSHK)
             k_BSHK, v_BSHK = cache.read(layer)
-        options = {"scale": c.query_scale, "cap": c.attention_cap, "causal": cache is None}
-        out_BTHGK = name(attend(q_BTHGK, k_BSHK, v_BSHK, mask_BTS, **options), "attended")
+        options: dict[str, Any] = {"scale": c.query_scale, "cap": c.attention_cap}
+        if shared is None:
+            out_BTHGK = attend(q_BTHGK, k_BSHK, v_BSHK, mask_BTS, causal=cache is None, **options)
+        else:
+            prefix, window, positions_BT = shared
+            own = (k_BSHK, v_BSHK, mask_BTS)
+            out_BTHGK = attend_shared(q_BTHGK, own, prefix, window=window, positions_BT=positions_BT, **options)
+        out_BTHGK = name(out_BTHGK, "attended")
         out_ND = self.o(out_BTHGK.reshape(B * T, *out_BTHGK.shape[2:]), key)
         x_ND = x_ND + (self.norm_attended(name(out_ND, "projected")) if c.sandwich else out_ND)
         x_ND = name(constrain(x_ND, self.rules, "batch", None), "mid")
@@ -113,19 +123,30 @@ class Decoder(nnx.Module):
             self.head = nnx.Param(head, axes=EMBED_AXES)
 
     def __call__(
-        self, tokens_BT, positions_BT, mask_BTS, *, lengths_BT=None, cache=None, slots_BT=None, dropout_key=None
+        self,
+        tokens_BT,
+        positions_BT,
+        mask_BTS,
+        *,
+        lengths_BT=None,
+        cache=None,
+        slots_BT=None,
+        prefix: Prefix | None = None,
+        dropout_key=None,
     ):
         """Return hidden states (B, T, D) after the last norm, and the cache.
 
         mask_BTS says which keys each query sees; without a cache S = T. With a cache (see `KVCache`) the keys of token
         t are written to slot slots_BT[b, t] before they are attended, S is the cache's length, and where layers see a
-        window a token's slot is its position. lengths_BT is the length of each token's sequence, that of its row by
-        default: only ropes of the kinds "dynamic" and "longrope" read it.
+        window a token's slot is its position, less the length of the prefix that all rows begin with, if there is one.
+        lengths_BT is the length of each token's sequence, that of its row by default: only ropes of the kinds
+        "dynamic" and "longrope" read it.
         """
         c, (B, T) = self.config, tokens_BT.shape
         if lengths_BT is None:
             lengths_BT = jnp.broadcast_to(positions_BT.max(axis=1, keepdims=True) + 1, positions_BT.shape)
         keys_BS = positions_BT if cache is None else jnp.arange(mask_BTS.shape[2])[None]
+        keys_BS = keys_BS if prefix is None else keys_BS + prefix.length
         ropes = [reach.rope.tables(positions_BT, lengths_BT, c.head_dim) for reach in c.reaches]
         masks = [
             mask_BTS if reach.window is None else mask_BTS & within(reach.window, positions_BT, keys_BS)
@@ -137,11 +158,14 @@ class Decoder(nnx.Module):
         if c.embed_scale != 1:
             x_ND *= jnp.asarray(c.embed_scale, x_ND.dtype)
         reaches = jnp.array(c.layer_reaches or [0] * c.num_layers)
+        windows = jnp.array([UNBOUNDED if r.window is None else r.window for r in c.reaches])
 
         def run(carry, block, layer, key):
             x_ND, cache = carry
             reach = 0 if len(c.reaches) == 1 else reaches[layer]
-            return block(x_ND, ropes[reach], masks[reach], cache, layer, slots_BT, key)
+            window = windows[reach] if any(r.window for r in c.reaches) else None
+            shared = None if prefix is None else (prefix.read(layer), window, positions_BT)
+            return block(x_ND, ropes[reach], masks[reach], cache, layer, slots_BT, key, shared)
 
         x_ND, cache = scan_layers(run, (x_ND, cache), self.blocks, c.num_layers, self.build.remat, dropout_key)
         return self.norm(x_ND).reshape(B, T, c.width), cache

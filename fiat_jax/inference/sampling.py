@@ -1,0 +1,57 @@
+"""The next token of every row, chosen on the device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+CUT = -1e30
+Array = jax.Array | np.ndarray
+
+
+@struct.dataclass
+class Choice:
+    """How each of B rows chooses: float32 `temperature`, `top_p`, int32 `top_k`, and `key`, raw bits (B, 2) uint32."""
+
+    temperature: Array
+    top_k: Array
+    top_p: Array
+    key: Array
+
+
+def row_key(seed: int, sample: int) -> jax.Array:
+    """Return the bits of a sample's key; a token's own is folded from it by the token's place in the completion."""
+    return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), sample))
+
+
+def choose(logits_BV: jax.Array, choice: Choice, places_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return each row's next token, int32 (B,), and its log-probability, float32 (B,), before temperature and cuts.
+
+    places_B is the index of the token within its completion: nothing else of the batch decides what is drawn.
+    """
+    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    sampled = choice.temperature > 0
+
+    def draw():
+        logits = logits_BV / jnp.where(sampled, choice.temperature, 1.0)[:, None]
+        keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(jnp.asarray(choice.key)), places_B)
+        return jax.vmap(jax.random.categorical)(keys, _cut(logits, choice)).astype(jnp.int32)
+
+    token_B = jax.lax.cond(sampled.any(), lambda: jnp.where(sampled, draw(), greedy_B), lambda: greedy_B)
+    picked_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
+    return token_B, picked_B - jax.nn.logsumexp(logits_BV, axis=-1)
+
+
+def _cut(logits_BV: jax.Array, choice: Choice) -> jax.Array:
+    """Return the logits with all but the k likeliest, and all but the fewest that hold a share p, out of reach."""
+    V = logits_BV.shape[-1]
+    order_BV = jnp.argsort(-logits_BV, axis=-1, stable=True)  # of equal ones the lower id first
+    sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
+    probs_BV = jax.nn.softmax(sorted_BV)
+    before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
+    kept_BV = before_BV < choice.top_p[:, None]  # the first one always
+    most_B = jnp.where(choice.top_k > 0, choice.top_k, V)
+    kept_BV &= jnp.arange(V)[None] < most_B[:, None]
+    kept_BV = kept_BV.at[:, 0].set(True)
+    rows_B1 = jnp.arange(logits_BV.shape[0])[:, None]
+    return jnp.full_like(logits_BV, CUT).at[rows_B1, order_BV].set(jnp.where(kept_BV, sorted_BV, CUT))

@@ -1,0 +1,81 @@
+"""Which sequence is in which slot: plain Python, no arrays, no clock of its own."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from fiat_jax.inference.requests import FinishReason, Request
+
+Order = Literal["longest", "arrival"]
+
+
+@dataclasses.dataclass
+class Sequence:
+    """One sample of a request on its way."""
+
+    request: Request
+    request_id: int
+    sample: int
+    expires: float | None = None
+    slot: int | None = None
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    log_probs: list[float] = dataclasses.field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def weight(self) -> int:
+        """How many tokens it may come to."""
+        return len(self.request.tokens) + self.request.max_new_tokens
+
+
+class Scheduler:
+    """Puts waiting sequences into free slots, those of one prefix at a time.
+
+    `order`: "longest" first keeps slots busy to the end of bulk work; "arrival" is fair to those who wait.
+    """
+
+    def __init__(self, num_slots: int, order: Order = "longest"):
+        self.order: Order = order
+        self.prefix = ""
+        self.running: dict[int, Sequence] = {}
+        self._free = list(range(num_slots))[::-1]
+        self._waiting: list[Sequence] = []
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.running or self._waiting)
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        """Let sequences wait for a slot."""
+        self._waiting.extend(sequences)
+        if self.order == "longest":
+            self._waiting.sort(key=lambda one: -one.weight)
+
+    def admit(self, most: int) -> list[Sequence]:
+        """Give slots to at most so many waiting sequences of the prefix at work, or of another one when all are out."""
+        if not self.running and self._waiting:
+            self.prefix = self._waiting[0].request.prefix
+        chosen = [one for one in self._waiting if one.request.prefix == self.prefix][: min(most, len(self._free))]
+        for one in chosen:
+            one.slot = self._free.pop()
+            self.running[one.slot] = one
+        taken = set(map(id, chosen))
+        self._waiting = [one for one in self._waiting if id(one) not in taken]
+        return chosen
+
+    def release(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Take a sequence out of its slot, which is free from then on."""
+        sequence.finish_reason = reason
+        if sequence.slot is not None:
+            del self.running[sequence.slot]
+            self._free.append(sequence.slot)
+        else:
+            self._waiting = [one for one in self._waiting if one is not sequence]
+
+    def end(self, over: Callable[[Sequence], bool], reason: FinishReason) -> list[Sequence]:
+        """Release all running and waiting sequences that are over; return them."""
+        ended = [one for one in (*self.running.values(), *self._waiting) if over(one)]
+        for one in ended:
+            self.release(one, reason)
+        return ended

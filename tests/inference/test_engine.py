@@ -1,0 +1,256 @@
+"""The engine: what a sequence becomes depends on its own text, seed and sample, and on nothing else."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from fiat_jax.errors import UserError
+from fiat_jax.inference.engine import Engine, EngineConfig
+from fiat_jax.inference.generate import Generator
+from fiat_jax.inference.requests import Request
+from fiat_jax.models.config import DecoderConfig, Reach
+from fiat_jax.models.lora import LoraConfig
+from fiat_jax.models.model import random_model
+from fiat_jax.models.rope import Rope
+from fiat_jax.sharding import MeshConfig
+
+TINY = DecoderConfig(
+    vocab_size=61,
+    width=32,
+    num_layers=3,
+    num_kv_heads=2,
+    queries_per_kv_head=2,
+    head_dim=8,
+    mlp_width=48,
+    max_length=2048,
+)
+WINDOWED = dataclasses.replace(
+    TINY,
+    reaches=(Reach(9, Rope(theta=100.0)), Reach(None, Rope())),
+    layer_reaches=(0, 1, 0),
+    attention_cap=5.0,
+    qk_norm=True,
+)
+CONFIG = EngineConfig(slots=4, slot_length=48, block=4, prefill_rows=2, shortest_bucket=16, stops=2, stop_length=3)
+SHARED = dataclasses.replace(CONFIG, prefix_length=700)
+NO_END = -5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def model_of(config, mesh, **options):
+    model = random_model(config, mesh, **options)
+    louder = lambda x: x * 8 if x.ndim > 2 else x  # noqa: E731
+    return dataclasses.replace(
+        model, trainable=jax.tree.map(louder, model.trainable), frozen=jax.tree.map(louder, model.frozen)
+    )
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return MeshConfig(1, 1, 1).build(jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def model(one_device):
+    return model_of(TINY, one_device)
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    return Engine(model, NO_END, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def shared(model):
+    return Engine(model, NO_END, SHARED)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    rng = np.random.default_rng(3)
+    return [tuple(rng.integers(0, 61, n).tolist()) for n in (5, 1, 16, 9, 13, 30, 17, 2, 8)]
+
+
+@pytest.fixture(scope="module")
+def prefix():
+    return np.random.default_rng(4).integers(0, 61, 600).tolist()  # a whole block, and a part of one
+
+
+def texts(completions):
+    return [list(one.tokens) for found in completions for one in found]
+
+
+def asked(prompts, count=14, **options):
+    return [Request(prompt, count, **options) for prompt in prompts]
+
+
+def test_greedy_text_is_that_of_one_text_at_a_time(engine, model, prompts):
+    alone = Generator(model, NO_END)
+    expected = [alone([np.array(prompt, np.int32)], 14)[0] for prompt in prompts]
+    assert len({tuple(text) for text in expected}) == len(prompts)
+    assert texts(engine.generate(asked(prompts))) == expected
+    assert texts(engine.generate(asked(prompts[::-1]))) == expected[::-1]
+
+
+@pytest.mark.parametrize("config", [TINY, WINDOWED], ids=["plain", "windows and caps"])
+def test_with_a_declared_prefix_the_text_is_that_of_prompts_that_begin_with_it(config, one_device, prompts, prefix):
+    model = model_of(config, one_device)
+    engine, alone = Engine(model, NO_END, SHARED), Generator(model, NO_END)
+    expected = [alone([np.array([*prefix, *prompt], np.int32)], 10)[0] for prompt in prompts]
+    key = engine.add_prefix(prefix)
+    found = engine.generate(asked(prompts, 10, prefix=key))
+    assert texts(found) == expected
+    plain = [alone([np.array(prompt, np.int32)], 10)[0] for prompt in prompts]
+    assert texts(engine.generate(asked(prompts, 10))) == plain != expected
+
+
+def test_requests_of_several_prefixes_are_each_answered_by_their_own(shared, model, prompts, prefix):
+    keys = [shared.add_prefix(prefix), shared.add_prefix(prefix[:40]), ""]
+    heads = {keys[0]: prefix, keys[1]: prefix[:40], "": []}
+    requests = [Request(prompt, 6, prefix=keys[n % 3]) for n, prompt in enumerate(prompts)]
+    alone = Generator(model, NO_END)
+    expected = [alone([np.array([*heads[r.prefix], *r.tokens], np.int32)], 6)[0] for r in requests]
+    assert texts(shared.generate(requests)) == expected
+
+
+def test_a_prefix_has_one_key_and_is_read_once(shared, prefix):
+    assert shared.add_prefix(prefix) == shared.add_prefix(list(prefix)) != shared.add_prefix(prefix[1:])
+
+
+def test_log_probabilities_are_those_of_the_model(engine, model, prompts):
+    from fiat_jax.models.model import logits
+
+    (found,) = engine.generate([Request(prompts[2], 12)])[0]
+    whole = np.array([[*prompts[2], *found.tokens]], np.int32)
+    table = np.asarray(jax.nn.log_softmax(logits(model, whole)))[0]
+    expected = [table[len(prompts[2]) - 1 + t, token] for t, token in enumerate(found.tokens)]
+    np.testing.assert_allclose(found.log_probs, expected, atol=1e-4)
+    assert found.finish_reason == "length"
+
+
+def test_seeded_samples_do_not_depend_on_order_slots_blocks_or_the_batch(engine, model, prompts):
+    requests = [
+        Request(prompt, 9, temperature=1.0, seed=n, samples=2, top_p=0.9, top_k=30) for n, prompt in enumerate(prompts)
+    ]
+    expected = texts(engine.generate(requests))
+    assert expected[0] != expected[1]
+    assert expected == texts(engine.generate(requests))
+    other = Engine(model, NO_END, dataclasses.replace(CONFIG, slots=3, block=7, prefill_rows=3, order="arrival"))
+    back = other.generate(requests[::-1])[::-1]
+    assert texts(back) == expected
+    assert texts(other.generate(requests[4:5])) == expected[8:10]
+
+
+def test_cuts_leave_only_the_likeliest_tokens(engine, prompts):
+    greedy = texts(engine.generate(asked(prompts[:3])))
+    for options in ({"top_k": 1}, {"top_p": 1e-6}):
+        assert texts(engine.generate(asked(prompts[:3], temperature=2.0, **options))) == greedy
+    assert texts(engine.generate(asked(prompts[:3], temperature=2.0))) != greedy
+
+
+def test_a_sample_follows_the_distribution(model):
+    engine = Engine(model, NO_END, dataclasses.replace(CONFIG, slots=16, prefill_rows=16))
+    (found,) = engine.generate([Request((7, 3), 1, samples=600, temperature=1.0)])
+    from fiat_jax.models.model import logits
+
+    probs = np.asarray(jax.nn.softmax(logits(model, np.array([[7, 3]], np.int32))[0, -1]))
+    seen = np.bincount([one.tokens[0] for one in found], minlength=61) / 600
+    assert np.abs(seen - probs).max() < 5 * np.sqrt(probs.max() / 600)
+
+
+def test_text_ends_before_the_end_token_or_a_stop_sequence(model, engine, prompts):
+    whole = texts(engine.generate(asked(prompts, 14)))
+    end = whole[0][5]
+    ending = Engine(model, end, CONFIG).generate(asked(prompts, 14))
+    cut = [text[: text.index(end)] if end in text else text for text in whole]
+    assert texts(ending) == cut
+    assert [one.finish_reason for (one,) in ending] == ["stop" if end in text else "length" for text in whole]
+    stop = tuple(whole[1][4:7])
+    (stopped,) = engine.generate([Request(prompts[1], 14, stop=((60, 60), stop))])[0]
+    first = next(n for n in range(14) if tuple(whole[1][n : n + 3]) == stop)
+    assert (list(stopped.tokens), stopped.finish_reason) == (whole[1][:first], "stop")
+    assert len(stopped.log_probs) == first
+
+
+def test_what_is_cancelled_leaves_the_others_as_they_are(engine, prompts):
+    expected = texts(engine.generate(asked(prompts, 14)))
+    numbers = [engine.submit(request) for request in asked(prompts, 14)]
+    found = {one.request_id: one for one in engine.step()}
+    gone = [number for number in (numbers[0], numbers[4], numbers[-1]) if number not in found]
+    for number in gone:
+        engine.cancel(number)
+    found |= {one.request_id: one for one in engine.run()}
+    assert {found[number].finish_reason for number in gone} == {"cancelled"}
+    for number, text in zip(numbers, expected, strict=True):
+        if number not in gone:
+            assert found[number].tokens == text
+    assert texts(engine.generate(asked(prompts, 14))) == expected
+
+
+def test_a_deadline_gives_a_request_up(engine, prompts):
+    engine.submit(Request(prompts[0], 30, deadline=-1.0))
+    (one,) = engine.run()
+    assert (one.finish_reason, one.tokens) == ("deadline", [])
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(2, 2, 2), MeshConfig(1, 1, 8)])
+def test_every_mesh_gives_the_same_text(mesh, shared, prompts, prefix):
+    expected = texts(shared.generate(asked(prompts, 8, prefix=shared.add_prefix(prefix))))
+    split = Engine(model_of(TINY, mesh.build()), NO_END, dataclasses.replace(SHARED, slots=8))
+    assert texts(split.generate(asked(prompts, 8, prefix=split.add_prefix(prefix)))) == expected
+
+
+def test_adapters_are_applied(one_device, prompts):
+    adapted = model_of(TINY, one_device, lora=LoraConfig(rank=2))
+    adapted = dataclasses.replace(adapted, trainable=jax.tree.map(lambda x: x + 0.1, adapted.trainable))
+    alone = Generator(adapted, NO_END)
+    expected = [alone([np.array(prompt, np.int32)], 8)[0] for prompt in prompts]
+    assert texts(Engine(adapted, NO_END, CONFIG).generate(asked(prompts, 8))) == expected
+
+
+def test_nothing_is_compiled_once_the_engine_is_made(shared, prompts, prefix):
+    key = shared.add_prefix(prefix)
+    shared.generate(asked(prompts[:1], 2, prefix=key, temperature=1.0, seed=99))
+    compiled = []
+    with jax.log_compiles(False):
+        jax.monitoring.register_event_duration_secs_listener(
+            lambda name, *_, **__: compiled.append(name) if name.endswith("backend_compile_duration") else None
+        )
+        shared.generate([*asked(prompts, 7, prefix=key), *asked(prompts, 5, temperature=0.5, seed=99)])
+        jax.monitoring.clear_event_listeners()
+    assert not compiled
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tokens": ()}, "without tokens of its own"),
+        ({"tokens": (3, 61)}, "holds token 61, the model knows 61"),
+        ({"tokens": (1,) * 40}, "a slot has 48: lower max_new_tokens"),
+        ({"prefix": "f00"}, "no prefix 'f00'"),
+        ({"max_new_tokens": 0}, "at least one new token"),
+        ({"stop": ((1,),) * 3}, "stop has up to 2 sequences"),
+        ({"top_p": 0.0}, "top_p in (0, 1]"),
+    ],
+)
+def test_a_request_that_cannot_be_answered_is_one_error_and_others_go_on(engine, prompts, options, said):
+    number = engine.submit(Request(prompts[0], 3))
+    with pytest.raises(UserError) as error:
+        engine.submit(Request(**({"tokens": prompts[0], "max_new_tokens": 14} | options)))
+    assert said in str(error.value)
+    assert [one.request_id for one in engine.run()] == [number]
+
+
+def test_a_prefix_or_slots_that_the_model_cannot_read_are_refused(model, shared):
+    with pytest.raises(UserError, match="this engine takes 1 to 700"):
+        shared.add_prefix([1] * 701)
+    with pytest.raises(UserError, match="come to 2049 tokens; the model reads 2048"):
+        Engine(model, NO_END, dataclasses.replace(CONFIG, slot_length=2049))
