@@ -111,6 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"fiat {args.verb}: {error}", file=sys.stderr)
         return EXIT_USER
+    except OSError as error:
+        if error.filename is None:  # not about a file: ours to explain
+            raise
+        print(f"fiat {args.verb}: {error.filename}: {error.strerror}; correct the path or its rights", file=sys.stderr)
+        return EXIT_USER
     except Interrupted as error:
         print(f"fiat {args.verb}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -267,11 +272,31 @@ def _experiment(args, bindings) -> int:
     console = _start()
     if args.dry_run:
         console.print(sections.as_gin(experiment), highlight=False, markup=False)
-        dry_run(runs_of(experiment.run, experiment.paradigms), console)
+        dry_run(runs_of(experiment.run, experiment.paradigms), console, experiment.sizes)
         return 0
     with runtime.recorded(args.workdir, sections.as_gin(experiment)):
         run_experiment(experiment, args.workdir, console)
     return 0
+
+
+def _check_output(path: Path, source: str) -> None:
+    """Refuse a file that could not be written, or that is the input, before there is anything to lose."""
+    from fiat_jax.errors import UserError
+
+    if path.is_dir():
+        raise UserError(f"--out={path} is a folder; name the file to write")
+    if path.exists() and Path(source).exists() and path.samefile(source):
+        raise UserError(f"--out={path} is the file that is read; name another one")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse a folder that holds something: files of two exports would be read as one."""
+    from fiat_jax.errors import UserError
+
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"--out={path} is there and not an empty folder; name a new one")
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def _bundle(args, bindings):
@@ -280,8 +305,8 @@ def _bundle(args, bindings):
     from fiat_jax.experiments.bundle import read_bundle
 
     config = _config(args, bindings)
-    reasoning = config.build(sections.Reasoning) if config.binds("Reasoning") else None
     bundle = read_bundle(args.bundle)
+    reasoning = config.overlay(bundle.reasoning) if config.binds("Reasoning") else None
     bundle = dataclasses.replace(bundle, model=config.overlay(bundle.model))
     return bundle, config.build(sections.MeshConfig), reasoning
 
@@ -301,6 +326,7 @@ def _evaluate(args, bindings) -> int:
 def _predict(args, bindings) -> int:
     from fiat_jax.experiments.answers import predict
 
+    _check_output(args.out, args.source)
     bundle, mesh, reasoning = _bundle(args, bindings)
     predict(bundle, args.source, reasoning, mesh, args.out, _start())
     return 0
@@ -309,6 +335,7 @@ def _predict(args, bindings) -> int:
 def _export(args, bindings) -> int:
     from fiat_jax.experiments.export import export
 
+    _check_folder(args.out)
     bundle, mesh, _ = _bundle(args, bindings)
     export(bundle, args.format, args.out, mesh, _start())
     return 0

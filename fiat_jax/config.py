@@ -49,7 +49,12 @@ class Config:
     def _read(self, files: Sequence[str], bindings: Sequence[str]) -> None:
         for file in files:
             if not Path(file).is_file():
-                raise UserError(f"--gin_file={file}: no such file")
+                what = "is a folder" if Path(file).is_dir() else "no such file"
+                raise UserError(f"--gin_file={file}: {what}")
+            try:
+                Path(file).read_text("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"--gin_file={file}: byte {error.start + 1} is not UTF-8; save it as UTF-8") from None
             for parent in Path(file).resolve().parents:  # so that a file includes others wherever `fiat` is started
                 gin.add_config_file_search_path(str(parent))
         parsed = [_forgiving(binding) for binding in bindings]

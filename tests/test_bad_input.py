@@ -193,3 +193,64 @@ def test_a_store_without_reasoning_says_how_to_fill_it(world, refused, compiled)
     assert "nowhere: the store holds no reasoning, and 108 rows of task weather need it" in told
     assert "fiat reason --import FILE --gin.Reasoning.store=nowhere" in told
     assert not compiled
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("predict", "run", "weather/test.jsonl", "--out=weather/test.jsonl"), "is the file that is read"),
+        (("predict", "run", "weather/test.jsonl", "--out=data"), "is a folder; name the file to write"),
+        (("predict", "run", "weather/test.jsonl", "--out=weather.gin/x.jsonl"), "weather.gin: File exists"),
+        (("export", "run", "--format=peft", "--out=model"), "not an empty folder"),
+        (("export", "run", "--format=bundle", "--out=weather.gin"), "not an empty folder"),
+        (("data", "split", "data/sums.jsonl", "--out=weather.gin"), "weather.gin: File exists"),
+        ((*TRAIN[:1], "--workdir=weather.gin", *TRAIN[2:]), "weather.gin: "),
+        ((*TRAIN, "--gin_file=weather"), "--gin_file=weather: is a folder"),
+        ((*TRAIN, "--gin.Data.selection=1.5"), "the share held out (Data.selection) must lie between 0 and 1"),
+    ],
+)
+def test_a_path_that_cannot_be_written_is_refused_before_there_is_anything_to_lose(
+    refused, compiled, arguments, message
+):
+    assert message in refused(*arguments)
+    assert not compiled
+
+
+def test_a_damaged_result_is_named_with_what_to_do(world, refused, compiled):
+    path = world.root / f"{RUN}.json"
+    path.write_text(path.read_text()[:40])
+    assert "is damaged" in refused(*TRAIN)
+    assert not compiled
+
+
+def test_a_dry_run_refuses_what_the_run_would(refused, compiled):
+    experiment = ("experiment", "--workdir=none", "--gin_file=weather.gin", *SETTINGS, "--dry_run")
+    assert "sizes [5000] exceed" in refused(*experiment, "--gin.Experiment.sizes=(5000,)")
+    assert not compiled
+
+
+def test_another_store_is_read_for_the_set_of_training_alone(world, capsys):
+    """A set of another model's reasoning is not taken for the bundle's own."""
+    other = ("--gin.Import.model=Other", "--gin.Import.answer=large_answer", "--gin.Reasoning.store=other-store")
+    assert world.main("reason", "--import=data/weather.jsonl", "--gin_file=weather.gin", *other) == 0
+    assert world.main("predict", "run", "weather/test.jsonl", "--out=x.jsonl", "--gin.Reasoning.store=other-store") == 2
+    told = capsys.readouterr().err
+    assert "0 sets begin with" in told
+    assert "name one with --gin.Reasoning.set=KEY" in told
+
+
+def test_an_answer_that_is_no_label_and_rows_that_are_trained_on_are_pointed_out(world, capsys):
+    rows = [json.loads(line) for line in (world.root / "data/weather.jsonl").read_text().splitlines()]
+    write_rows(world.root / "vague.jsonl", [row | {"large_answer": "perhaps"} for row in rows])
+    vague = ("--gin.Import.model=Vague", "--gin.Import.answer=large_answer", "--gin.Reasoning.store=vague-store")
+    capsys.readouterr()
+    assert world.main("reason", "--import=vague.jsonl", "--gin_file=weather.gin", *vague) == 0
+    assert "120 answers of the large model are none of the labels bad, good" in capsys.readouterr().out
+    held = (world.root / "weather/validation.jsonl").read_text().splitlines()
+    row = json.loads(held[0]) | {"id": "again"}
+    write_rows(world.root / "again.jsonl", [row, *map(json.loads, held[1:])])
+    store = ("--gin.Reasoning.store=reasoning_store", "--gin.Run.paradigm=icl", "--gin.Data.train_split=validation")
+    assert world.main("train", "--workdir=icl", "--gin_file=weather.gin", *SETTINGS, *store) == 0
+    out = capsys.readouterr().out
+    assert "warning: 12 of the 12 validation rows have the inputs of a row of validation" in out
+    assert re.search(r"icl\s+│\s+\d", out)

@@ -15,7 +15,7 @@ from fiat_jax.experiments import sections
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 # what a run needs besides its own file
-FURTHER = {"runs/fiat": (["configs/tasks/esnli.gin"], ["Model.path=MODEL"])}
+FURTHER = dict.fromkeys(("runs/fiat", "runs/laptop"), (["configs/tasks/esnli.gin"], ["Model.path=MODEL"]))
 RUNS = sorted(
     str(path.relative_to(ROOT / "configs").with_suffix(""))
     for folder in ("runs", "experiments")

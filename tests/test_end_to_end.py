@@ -112,7 +112,7 @@ def test_a_bundle_taken_elsewhere_answers_alike_and_says_where_its_reasoning_is_
     assert provenance["model"]["name"] == LARGE_MODEL
     assert list(held["sets"]) == [held["reasoning"]["set"]]
     again = trained.fiat("export", "run", "--format=bundle", f"--out={tmp_path / 'taken'}", status=2)
-    assert "is not empty" in again.stderr
+    assert "not an empty folder" in again.stderr
     other = trained.fiat(
         "predict", tmp_path / "taken", "weather/test.jsonl", "--out=x.jsonl", "--gin.Model.pth=x", status=2
     )

@@ -17,7 +17,7 @@ from fiat_jax.prompts.instructions import load_instructions
 from fiat_jax.prompts.tokenizer import Tokenizer
 from fiat_jax.sharding import TRAIN, check_batch
 from fiat_jax.tasks.splits import holdout, nested_subsets
-from fiat_jax.tasks.task import Row, read_rows
+from fiat_jax.tasks.task import Row, read_rows, row_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Bench:
             self.reasons = read_reasons(run.task, [*self.train_rows, *self.report_rows], run.reasoning)
             self.train_rows = self.reasons.without_excluded(run.task, self.train_rows)
             self.report_rows = self.reasons.without_excluded(run.task, self.report_rows)
+        known = {row_key(run.task, row) for row in self.train_rows}
+        self.repeated = sum(row_key(run.task, row) in known for row in self.report_rows)
         too_many = [size for size in sizes if size > len(self.train_rows)]
         if too_many:
             raise UserError(f"sizes {too_many} exceed the {len(self.train_rows)} training rows there are; 0 means all")

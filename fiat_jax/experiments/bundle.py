@@ -102,10 +102,8 @@ def copy_bundle(bundle: Bundle, directory: Path) -> None:
     """Write a bundle anew where it needs neither its run nor, for its prompts, the task's rows.
 
     Raises:
-        UserError: the directory is not empty, or rows that serve as exemplars are no longer where the task says.
+        UserError: rows that serve as exemplars are no longer where the task says.
     """
-    if directory.exists() and any(directory.iterdir()):
-        raise UserError(f"{directory} is not empty; give --out a new directory")
 
     def rows_of(split: str) -> Mapping[str, Row]:
         return {row[bundle.task.id_field]: row for row in read_rows(bundle.task, split)}

@@ -8,6 +8,7 @@ from typing import Any
 
 from fiat_jax.data.examples import content_key
 from fiat_jax.distributed import barrier, is_main
+from fiat_jax.errors import UserError
 from fiat_jax.evaluation.predict import answer_predictions
 from fiat_jax.evaluation.predictions import Prediction, read_predictions, write_predictions
 from fiat_jax.experiments.bench import Bench, Cell
@@ -45,10 +46,17 @@ def run_cell(bench: Bench, cell: Cell, learning_rates: Sequence[float], workdir:
 
 
 def stored_facts(path: Path, predictions: Path, key: str) -> dict[str, Any] | None:
-    """Return the facts of a finished cell, if it is this one and its predictions are as they were written."""
+    """Return the facts of a finished cell, if it is this one and its predictions are as they were written.
+
+    Raises:
+        UserError: a damaged file; what a finished cell cost is not spent again without a word.
+    """
     if not path.exists() or not predictions.exists():
         return None
-    facts = json.loads(path.read_text())
+    try:
+        facts = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove it, and the cell is made anew") from None
     return facts if facts["key"] == key and facts["predictions_sha256"] == file_hash(predictions) else None
 
 

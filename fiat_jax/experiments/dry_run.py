@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,10 @@ from fiat_jax.training.step import TrainState, train_step
 SIZES = {"arguments": "argument_size_in_bytes", "temporaries": "temp_size_in_bytes", "results": "output_size_in_bytes"}
 
 
-def dry_run(run: Run, console: Console) -> None:
+def dry_run(run: Run, console: Console, sizes: Sequence[int] = (0,)) -> None:
     """Print the first rendered example with tokens and loss mask, parameter counts, steps and the memory estimate."""
     paradigm = find_paradigm(run.paradigm)
-    bench = Bench(run, (0,), [paradigm])
+    bench = Bench(run, sizes, [paradigm])
     console.print(f"{paradigm.name}: {len(bench.report_rows):,} {run.data.report_split} rows are reported")
     if not paradigm.trained:
         return

@@ -104,6 +104,11 @@ def print_results(
 ) -> None:
     task, metric = bench.task, bench.task.metrics[0]
     reported = f"{len(bench.report_rows):,} {bench.run.data.report_split} rows"
+    if bench.repeated:
+        console.print(
+            f"warning: {bench.repeated:,} of the {reported} have the inputs of a row of {bench.run.data.train_split}",
+            highlight=False,
+        )
     print_tables(
         console,
         table_of_scores(rows, metric, f"{task.name}, {metric} in per cent with 95% intervals, {reported}"),

@@ -78,6 +78,13 @@ def import_files(job: Import, files: Sequence[str], console: Console) -> None:
             f"{done.without_answer:,} came without an answer, {done.unknown:,} entries belong to no row",
             highlight=False,
         )
+        if done.foreign_answers:
+            labels = ", ".join(job.task.labels)
+            console.print(
+                f"warning: {done.foreign_answers:,} answers of the large model are none of the labels {labels}; θ_τ "
+                "reads them as they are",
+                highlight=False,
+            )
 
 
 def ask_endpoint(reason: Reason, workdir: Path, dry_run: bool, console: Console) -> None:

@@ -77,13 +77,13 @@ def table_of_scores(rows: Sequence[Mapping[str, Any]], metric: str, title: str) 
     table.add_column("paradigm")
     if len({row["seed"] for row in rows}) > 1:
         table.add_column("seed", justify="right")
-    for size in sizes:
-        table.add_column(f"{size:,} rows", justify="right")
+    for size in sizes or [0]:
+        table.add_column(f"{size:,} rows" if size else "not trained", justify="right")
     shown = [row for row in rows if row["language"] == ALL and row["metric"] == metric]
     for paradigm, seed in dict.fromkeys((row["paradigm"], row["seed"]) for row in shown):
         cells = {row["size"]: with_interval(row) for row in shown if (row["paradigm"], row["seed"]) == (paradigm, seed)}
         seed_cell = [str(seed)] if len({row["seed"] for row in rows}) > 1 else []
-        table.add_row(paradigm, *seed_cell, *(cells.get(size, cells.get(0, "")) for size in sizes))
+        table.add_row(paradigm, *seed_cell, *(cells.get(size, cells.get(0, "")) for size in sizes or [0]))
     return table
 
 

@@ -350,6 +350,7 @@ def _write_shards(target: Path, tensors: Iterator[tuple[str, np.ndarray]]) -> li
         if held:
             shards.append({name: array.nbytes for name, array in held.items()})
             save_file(held, target / f"part-{len(shards)}.safetensors", metadata={"format": "pt"})
+            readable(target / f"part-{len(shards)}.safetensors")
             held.clear()
 
     for name, array in tensors:
@@ -358,6 +359,13 @@ def _write_shards(target: Path, tensors: Iterator[tuple[str, np.ndarray]]) -> li
         held[name] = array
     flush()
     return shards
+
+
+def readable(path: Path) -> None:
+    """Give a file the rights that new files have: safetensors writes for its owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def host_array(array: jax.Array, dtype=None) -> np.ndarray:

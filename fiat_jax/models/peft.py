@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from fiat_jax.errors import UserError
-from fiat_jax.models.checkpoints import host_array, read_json
+from fiat_jax.models.checkpoints import host_array, read_json, readable
 from fiat_jax.models.linear import EMBEDDING
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import Model
@@ -46,6 +46,7 @@ def save_adapter(model: Model, directory: str | Path, trainable: nnx.State | Non
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     save_file({PREFIX + name: array for name, array in tensors.items()}, target / WEIGHTS, metadata={"format": "pt"})
+    readable(target / WEIGHTS)
     (target / CONFIG).write_text(json.dumps(_their_config(model), indent=2))
     provenance = {"base_fingerprint": model.fingerprint, "base_path": model.directory}
     (target / PROVENANCE).write_text(json.dumps(provenance, indent=2))

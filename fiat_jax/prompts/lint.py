@@ -90,8 +90,9 @@ def lint(
     if renderer is not None and not errors:
         errors += _same_words(instructions, renderer)
         warnings += _lost_text(instructions, renderer.tokenizer)
-        lengths, unfit = _count(renderer, task, splits, reasoning or {})
+        lengths, unfit, unspelt = _count(renderer, task, splits, reasoning or {})
         errors += unfit
+        warnings += unspelt
     findings = [Finding("error", text) for text in errors] + [Finding("warning", text) for text in warnings]
     return LintReport(tuple(findings), tuple(lengths))
 
@@ -187,10 +188,13 @@ def _lost_text(instructions: Instructions, tokenizer: Tokenizer) -> Iterator[str
 
 def _count(
     renderer: Renderer, task: TaskLike, splits: Mapping[str, Sequence[Row]], reasoning: Mapping[str, Reasoning]
-) -> tuple[list[Lengths], list[str]]:
+) -> tuple[list[Lengths], list[str], list[str]]:
+    """Return counts by language, what is wrong with rows, and which of them hold characters that become unknown."""
     totals: dict[str, list[int]] = defaultdict(list)
     cuts: dict[str, list[int]] = defaultdict(list)
     unfit: dict[str, list[str]] = defaultdict(list)
+    unspelt: dict[str, list[str]] = defaultdict(list)
+    unknown = renderer.tokenizer.unknown_id
     for row in (row for rows in splits.values() for row in rows):
         language = task.language(row)
         try:
@@ -202,8 +206,16 @@ def _count(
             continue
         totals[language].append(len(rendered.inputs) + max(len(rendered.target), reserve))
         cuts[language].append(sum(rendered.dropped.values()))
+        if unknown is not None and unknown in [*rendered.inputs, *rendered.target]:
+            unspelt[language].append(str(row[task.id_field]))
     lengths = [_lengths(name, totals[name], cuts[name], unfit[name]) for name in sorted({*totals, *unfit})]
-    return lengths, [f"{len(texts)} rows of language {name!r}: {texts[0]}" for name, texts in unfit.items() if texts]
+    errors = [f"{len(texts)} rows of language {name!r}: {texts[0]}" for name, texts in unfit.items() if texts]
+    unknowns = [
+        f"{len(ids)} rows of language {name!r} hold characters that the tokenizer cannot spell and reads as "
+        f"{renderer.tokenizer.token(unknown or 0)!r}, such as row {ids[0]!r}"
+        for name, ids in unspelt.items()
+    ]
+    return lengths, errors, unknowns
 
 
 def _lengths(language: str, totals: Sequence[int], cuts: Iterable[int], unfit: Sequence[str]) -> Lengths:

@@ -29,6 +29,7 @@ class Tokenizer:
     `encode(text, start=True)` adds the leading space that the tokenizer itself puts before the first word of a text.
     `decode(encode(text)) == text` wherever the tokenizer's own normalisation loses nothing.
     `folds_spaces`: any white space between words is one space to it, as for T5; ids then hold none at a text's end.
+    `unknown_id` is what characters become that it cannot spell, where it has a token for them.
     `spaces_lead` says whether most of its words begin with their space (" word", the rule) or end with it ("word ").
     `start_id` is the token behind which an encoder-decoder writes; None: the checkpoint's model is a decoder.
     `bos_id` is None unless the tokenizer begins its texts with it; `pad_id` may be the id of a real token.
@@ -69,6 +70,7 @@ class Tokenizer:
         self._backend = tokenizers.Tokenizer.from_str(json.dumps(pieces))
         self._backend.encode_special_tokens = True  # "</s>" in a user's text is five characters
         self._silent = {self.eos_id, self.bos_id} - {None}
+        self.unknown_id = ids.get(str(_unknown(spec["model"])))
         self._control = _control_tokens(pieces, self._silent, original)
         self._spelled = re.compile("|".join(re.escape(text) for text in self._control.values()), re.IGNORECASE)
         apart = () if start_id is None else (start_id,)
@@ -215,11 +217,15 @@ def _control_tokens(spec: Mapping[str, Any], silent: set[Any], backend: tokenize
     special = {t["id"]: t["content"] for t in spec.get("added_tokens", []) if t["special"]}
     special |= {i: backend.id_to_token(i) for i in silent}
     model = spec["model"]
-    unknown = model.get("unk_token") or (
-        model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else None
-    )
+    unknown = _unknown(model)
     # the unknown token is what rare characters honestly become; one character cannot be cut
     return {i: text for i, text in special.items() if text and len(text) > 1 and text != unknown}
+
+
+def _unknown(model: Mapping[str, Any]) -> str | None:
+    if model.get("unk_token") is not None:
+        return model["unk_token"]
+    return None if model.get("unk_id") is None else model["vocab"][model["unk_id"]][0]
 
 
 def _fingerprint(spec: Mapping[str, Any], leading_space: bool, *ids: int | None) -> str:

@@ -28,6 +28,7 @@ class Imported:
     same_content: int
     without_reasoning: tuple[str, ...]
     without_answer: int
+    foreign_answers: int
     unknown: int
 
 
@@ -73,6 +74,9 @@ def import_reasoning(
         same_content=len(keys) - len(set(keys.values())),
         without_reasoning=tuple(row_id for row_id, key in keys.items() if key not in found),
         without_answer=sum(record.answer is None for record in found.values()),
+        foreign_answers=sum(record.answer is not None and record.answer not in task.labels for record in found.values())
+        if task.kind == "label"
+        else 0,
         unknown=len(entries),
     )
 

@@ -105,7 +105,7 @@ class OpenAIBackend:
 
     async def _ask_identity(self) -> dict[str, str]:
         try:
-            answer = await self._client.request("GET", "/models", attempts=3)
+            answer = await self._client.request("GET", "/models", attempts=min(3, self._endpoint.attempts))
         except (Refused, NotFound):
             return {}  # many gateways keep no list
         except Unavailable as error:

@@ -90,7 +90,7 @@ class ReasoningStore:
         found = [key for key in self._shelf.sets() if key.startswith(name)]
         if len(found) != 1:
             which = f"{len(found)} sets begin with {name!r}" if name else f"{len(found)} sets, and none is named"
-            raise UserError(f"{self.path}: {which}.{self._known()}")
+            raise UserError(f"{self.path}: {which}; name one with --gin.Reasoning.set=KEY.{self._known()}")
         return found[0]
 
     def contents(self, set_key: str) -> Contents:

@@ -86,7 +86,7 @@ def guess_task(rows: Sequence[Mapping[str, Any]], source: str, answer: str | Non
         known = ", ".join(common)
         raise UserError(
             f"{source}: which field is the answer? Not {answer or ', '.join(ANSWER_NAMES)}; all rows have {known}. "
-            f"Name the one that holds it"
+            "Name the one that holds it: --answer=FIELD"
         )
     row_id = next((n for n in ID_NAMES if n in common and len({str(row[n]) for row in rows}) == len(rows)), None)
     language = _named(LANGUAGE_NAMES, common)

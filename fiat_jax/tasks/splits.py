@@ -59,7 +59,8 @@ def divide(
     for name, members in parts.items():
         if not members:
             raise UserError(
-                f"part {name!r} gets no rows: {len(rows)} rows in {len(groups)} groups are too few to divide"
+                f"part {name!r} gets no rows: {len(rows)} rows in {len(groups)} groups are too few to divide; give "
+                "more rows, or a larger share (of what is held out: Data.selection)"
             )
     return {name: [rows[i] for i in sorted(members)] for name, members in parts.items()}
 
@@ -69,7 +70,7 @@ def holdout(
 ) -> tuple[list[Row], list[Row]]:
     """Return (kept, held out), with `fraction` of the rows held out."""
     if not 0 < fraction < 1:
-        raise UserError(f"the fraction held out must lie between 0 and 1, not {fraction}")
+        raise UserError(f"the share held out (Data.selection) must lie between 0 and 1, not {fraction}")
     shares = {"kept": 1 - fraction, "held": fraction}
     parts = divide(rows, shares, seed, stratify=stratify, group_field=group_field)
     return parts["kept"], parts["held"]

@@ -36,7 +36,7 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("epochs", "batch_rows", "row_length", "accumulate"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+                raise UserError(f"Train.{name} is {getattr(self, name)}; it must be 1 or more")
 
     def epochs_of(self, steps_per_epoch: int) -> int:
         """Return how many epochs a run has whose epochs have so many steps."""

@@ -221,10 +221,10 @@ class _Run:
             self._best.delete_after(-1)
             return 0, history
         facts = self._latest.facts(step)
-        differ = [k for k, v in self._facts.items() if facts["run"].get(k) != v]
+        differ = [_difference(k, facts["run"].get(k), v) for k, v in self._facts.items() if facts["run"].get(k) != v]
         if differ:
             raise UserError(
-                f"{self.workdir} holds a checkpoint of another run: {', '.join(differ)} differ. "
+                f"{self.workdir} holds a checkpoint of another run: {'; '.join(differ)}. "
                 "Use another working directory, or remove this one to start anew"
             )
         self.state, self._saved = self._latest.restore(step, self.state), step
@@ -240,3 +240,12 @@ class _Run:
         """Finish what is being saved."""
         self._latest.close()
         self._best.close()
+
+
+def _difference(name: str, held: object, asked: object) -> str:
+    """Say how two facts of a run differ: by the settings of which they are made, where they are such texts."""
+    if not (isinstance(held, str) and isinstance(asked, str) and "=" in held):
+        return f"{name} differs"
+    here, there = (text.rstrip(")").partition("(")[2].split(", ") for text in (asked, held))
+    changed = [f"{b} there, {a} here" for a, b in zip(here, there, strict=False) if a != b]
+    return f"{name} differs ({'; '.join(changed[:3])})"

@@ -104,10 +104,13 @@ def test_a_run_goes_on_with_another_mesh(run, log_of):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model": "another base"}, "the base model"),
-        ({"config": dataclasses.replace(CONFIG, seed=1)}, "Train"),
-        ({"config": dataclasses.replace(CONFIG, optimizer=OptimizerConfig(learning_rate=0.5))}, "Train"),
-        ({"facts": {"prompts": "b"}}, "prompts"),
+        ({"model": "another base"}, "the base model differs"),
+        ({"config": dataclasses.replace(CONFIG, seed=1)}, r"Train differs \(seed=0 there, seed=1 here\)"),
+        (
+            {"config": dataclasses.replace(CONFIG, optimizer=OptimizerConfig(learning_rate=0.5))},
+            r"Train differs \(.*learning_rate=0.5 here\)",
+        ),
+        ({"facts": {"prompts": "b"}}, "prompts differs"),
     ],
     ids=["base", "seed", "learning rate", "facts"],
 )
@@ -117,7 +120,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(run, model, log_of, cha
     before = log_of()
     if "model" in change:
         change = {"model": dataclasses.replace(model, fingerprint="another")}
-    with pytest.raises(UserError, match=rf"another run: {named} differ\. Use another working directory"):
+    with pytest.raises(UserError, match=rf"another run: {named}\. Use another working directory"):
         run(**({"facts": facts} | change))
     assert log_of() == before
     assert run(facts=facts).num_steps > 0
