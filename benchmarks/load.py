@@ -105,7 +105,13 @@ def _private_bytes() -> int:
 
 def run(*arguments: str) -> dict:
     """Run one side in a process of its own; its last line is JSON."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    # huge pages, as the `fiat` command starts itself
+    environment = {
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run(
         [sys.executable, __file__, *arguments], env=environment, capture_output=True, text=True, check=False
     )
