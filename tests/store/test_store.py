@@ -157,7 +157,7 @@ def test_sets_are_listed_with_what_made_them_and_found_by_a_prefix(store, proven
         pass
     assert store.sets() == {provenance.set_key: provenance, other.set_key: other}
     assert store.resolve(other.set_key[:6]) == other.set_key
-    with pytest.raises(UserError, match=r"none is named; name one with --gin\.Reasoning\.set=KEY\. It holds:(.|\n)*PaLM 540B"):
+    with pytest.raises(UserError, match=r"name one with --gin\.Reasoning\.set=KEY\. It holds:(.|\n)*PaLM 540B"):
         store.resolve()
     with pytest.raises(UserError, match="no set 'zz'"):
         store.provenance("zz")
