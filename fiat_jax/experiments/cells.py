@@ -76,7 +76,7 @@ def _trained(
     job = Job(
         run=run,
         examples=bench.examples(feed, cell, kept, cache),
-        selections={"": Selection(feed, held, bench.reasons_for(cell, bench.train_rows))},
+        selections={"": Selection(run, feed, held, bench.reasons_for(cell, bench.train_rows))},
         facts=bench.identity(cell),
     )
     directory = workdir / "cells" / cell.name

@@ -24,8 +24,9 @@ MEAN = "mean"  # over the parts of a mixture, of each one's first metric
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Rows that selection reads, and how they are rendered."""
+    """Rows that selection reads, how they are rendered, and the settings (`run`) of the task they are of."""
 
+    run: Run
     feed: Feed
     rows: Sequence[Row]
     reasons: Reasons
@@ -89,13 +90,16 @@ def fit(
         model = load_model(run.model, mesh, lora=run.lora if feed.paradigm.lora else None, seed=run.train.seed)
         rows = scoring_rows(run.train.batch_rows, model)
         scorers = {
-            part: Scorer(model, one.feed, run.train.row_length, rows, run.data.length_normalise)
+            part: Scorer(model, one.feed, run.train.row_length, rows, one.run.data.length_normalise)
             for part, one in job.selections.items()
         }
         prepared = {part: scorers[part].prepare(one.rows, one.reasons) for part, one in job.selections.items()}
 
         def measure(trainable: Any) -> dict[str, float]:
-            found = {part: one.measure(trainable, run.prompts.max_new_tokens) for part, one in prepared.items()}
+            found = {
+                part: prepared[part].measure(trainable, one.run.prompts.max_new_tokens)
+                for part, one in job.selections.items()
+            }
             if len(found) == 1:
                 return next(iter(found.values()))
             apart = {f"{part}/{metric}": value for part, values in found.items() for metric, value in values.items()}

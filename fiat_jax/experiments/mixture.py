@@ -103,7 +103,7 @@ def _train(
     selections = {}
     for part, one in benches.items():
         _, held = one.split(cells[part])
-        selections[part] = Selection(feeds[part], held, one.reasons_for(cells[part], one.train_rows))
+        selections[part] = Selection(one.run, feeds[part], held, one.reasons_for(cells[part], one.train_rows))
     cache = Path(bench.run.data.cache) if bench.run.data.cache else workdir / "cache"
     examples, config = _drawn(mixture, benches, cells, bench.run.train, feeds[next(iter(feeds))].layout, cache)
     facts = {f"{part}: {k}": v for part, one in benches.items() for k, v in one.identity(cells[part]).items()}

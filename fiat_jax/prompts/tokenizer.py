@@ -70,7 +70,8 @@ class Tokenizer:
         self._backend = tokenizers.Tokenizer.from_str(json.dumps(pieces))
         self._backend.encode_special_tokens = True  # "</s>" in a user's text is five characters
         self._silent = {self.eos_id, self.bos_id} - {None}
-        self.unknown_id = ids.get(str(_unknown(spec["model"])))
+        unknown = _unknown(spec["model"])
+        self.unknown_id = None if unknown is None else ids.get(unknown)
         self._control = _control_tokens(pieces, self._silent, original)
         self._spelled = re.compile("|".join(re.escape(text) for text in self._control.values()), re.IGNORECASE)
         apart = () if start_id is None else (start_id,)

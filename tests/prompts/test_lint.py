@@ -1,3 +1,4 @@
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def test_a_good_file_has_no_findings(check, plain):
     report = check(SHOW_OPTIONS, tokenizer=plain)
     assert report.findings == ()
     assert report.clean
+
+
+def test_rows_with_characters_that_become_unknown_are_counted_by_language(check, rows, plain):
+    spec = json.loads(plain._whole.to_str())
+    spec["model"]["vocab"]["<unk>"], spec["model"]["unk_token"] = 900, "<unk>"
+    tokenizer = Tokenizer(spec, bos=None, eos="<end>", pad=None, begin=None)
+    assert check(SHOW_OPTIONS, tokenizer=tokenizer).findings == ()
+    rows["w2"]["report"] = "h\u00e4gel"
+    (message,) = warnings(check(SHOW_OPTIONS, tokenizer=tokenizer, splits={"train": list(rows.values())}))
+    assert "1 rows of language" in message
+    assert "reads as '<unk>', such as row 'w2'" in message
 
 
 def test_a_missing_slot_is_a_warning(check):
