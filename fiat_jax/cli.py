@@ -296,7 +296,6 @@ def _check_folder(path: Path) -> None:
 
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"--out={path} is there and not an empty folder; name a new one")
-    path.mkdir(parents=True, exist_ok=True)
 
 
 def _bundle(args, bindings):

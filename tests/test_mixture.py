@@ -109,12 +109,12 @@ def test_what_was_recorded_makes_the_same_run_which_is_not_run_again(mixed):
     ],
 )
 def test_a_mixture_that_cannot_be_trained_is_one_error(mixed, capsys, extra, said):
-    command = ["train", "--workdir=none", "--gin_file=mixture.gin", *SETTINGS, SET, *extra]
+    command = ["train", "--workdir=never-made", "--gin_file=mixture.gin", *SETTINGS, SET, *extra]
     assert mixed.main(*command) == 2
     assert said in capsys.readouterr().err
-    assert not (mixed.root / "none").exists()
+    assert not (mixed.root / "never-made").exists()
 
 
 def test_an_experiment_takes_no_mixture(mixed, capsys):
-    assert mixed.main("experiment", "--workdir=none", "--gin_file=mixture.gin", *SETTINGS) == 2
+    assert mixed.main("experiment", "--workdir=never-made", "--gin_file=mixture.gin", *SETTINGS) == 2
     assert "Mixture.rates is for `fiat train`" in capsys.readouterr().err

@@ -142,5 +142,5 @@ def test_another_setting_in_the_same_place_is_refused_and_named(experiment):
     told = experiment.world.fiat(
         "experiment", *experiment.arguments, "--workdir=experiment", "--gin.Lora.rank=4", status=2
     ).stderr
-    assert "holds a checkpoint of another run: Lora differ. Use another working directory" in told
+    assert "holds a checkpoint of another run: Lora differs (rank=8 there, rank=4 here). Use another" in told
     assert [path.read_bytes() for path in kept] == before
