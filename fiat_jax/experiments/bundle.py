@@ -11,7 +11,7 @@ import jax
 
 from fiat_jax.distributed import is_main
 from fiat_jax.errors import UserError
-from fiat_jax.experiments.feed import Feed, Reasons
+from fiat_jax.experiments.feed import Feed, Reasons, rows_by_id
 from fiat_jax.experiments.fit import scoring_rows
 from fiat_jax.experiments.paradigms import find_paradigm
 from fiat_jax.experiments.results import write_json
@@ -24,7 +24,7 @@ from fiat_jax.prompts.inline import inlined
 from fiat_jax.prompts.instructions import load_instructions
 from fiat_jax.prompts.tokenizer import Tokenizer
 from fiat_jax.sharding import MeshConfig
-from fiat_jax.tasks.task import Row, Task, read_rows
+from fiat_jax.tasks.task import Task
 
 NAME = "bundle.json"
 SCHEMA = 1
@@ -104,11 +104,7 @@ def copy_bundle(bundle: Bundle, directory: Path) -> None:
     Raises:
         UserError: rows that serve as exemplars are no longer where the task says.
     """
-
-    def rows_of(split: str) -> Mapping[str, Row]:
-        return {row[bundle.task.id_field]: row for row in read_rows(bundle.task, split)}
-
-    prompts = inlined(bundle.prompts.file, rows_of)
+    prompts = inlined(bundle.prompts.file, rows_by_id(bundle.task))
     if not is_main():
         return
     weights = "adapter" if bundle.adapter else "model"

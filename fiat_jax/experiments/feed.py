@@ -87,11 +87,12 @@ def instruction_file(prompts: Prompts) -> str:
 
 def read_instructions(prompts: Prompts, task: Task) -> Instructions:
     """Load the instruction file; exemplars named by row id are looked up in the task's splits."""
+    return load_instructions(instruction_file(prompts), rows_by_id(task))
 
-    def rows_of(split: str) -> Mapping[str, Row]:
-        return {row[task.id_field]: row for row in read_rows(task, split)}
 
-    return load_instructions(instruction_file(prompts), rows_of)
+def rows_by_id(task: Task) -> Callable[[str], Mapping[str, Row]]:
+    """Return a function from a split's name to its rows by their id."""
+    return lambda split: {row[task.id_field]: row for row in read_rows(task, split)}
 
 
 class Feed:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from rich.console import Console
 
 from fiat_jax.data.batches import TrainBatches
 from fiat_jax.data.examples import ExampleCache, Examples, content_key
-from fiat_jax.data.layout import Layout
 from fiat_jax.data.seqio_tasks import make_seqio_mixture, tokenise
 from fiat_jax.distributed import barrier, is_main
 from fiat_jax.errors import UserError
@@ -18,14 +17,17 @@ from fiat_jax.evaluation.predictions import read_predictions, write_predictions
 from fiat_jax.experiments.bench import Bench, Cell
 from fiat_jax.experiments.bundle import write_bundle
 from fiat_jax.experiments.cells import Done, facts_of, stored_facts
+from fiat_jax.experiments.feed import Feed, Reasons
 from fiat_jax.experiments.fit import Job, Selection, fit
 from fiat_jax.experiments.matrix import inputs_of, print_results, result_rows
 from fiat_jax.experiments.paradigms import find_paradigm
 from fiat_jax.experiments.progress import listeners_for
 from fiat_jax.experiments.results import write_json, write_results
 from fiat_jax.experiments.spec import Mixture, Run
+from fiat_jax.tasks.task import Row
 from fiat_jax.training.config import TrainConfig
 
+Source = tuple[Feed, Sequence[Row], Reasons]  # how a part's rows are rendered, those that train, and their ŷ_β
 SHARED = ("model", "lora", "train", "mesh", "paradigm")
 
 
@@ -100,12 +102,14 @@ def _train(
 ) -> dict[str, Done]:
     bench = next(iter(benches.values()))
     feeds = {part: one.feed(cells[part]) for part, one in benches.items()}
-    selections = {}
+    selections, sources = {}, {}
     for part, one in benches.items():
-        _, held = one.split(cells[part])
-        selections[part] = Selection(one.run, feeds[part], held, one.reasons_for(cells[part], one.train_rows))
+        kept, held = one.split(cells[part])
+        reasons = one.reasons_for(cells[part], one.train_rows)
+        selections[part] = Selection(one.run, feeds[part], held, reasons)
+        sources[part] = (feeds[part], kept, reasons)
     cache = Path(bench.run.data.cache) if bench.run.data.cache else workdir / "cache"
-    examples, config = _drawn(mixture, benches, cells, bench.run.train, feeds[next(iter(feeds))].layout, cache)
+    examples, config = _drawn(mixture, sources, bench.run.train, cache)
     facts = {f"{part}: {k}": v for part, one in benches.items() for k, v in one.identity(cells[part]).items()}
     run = dataclasses.replace(bench.run, train=config)
     job = Job(run, examples, selections, {**facts, "Mixture": repr((mixture.rates, mixture.draws))})
@@ -129,46 +133,39 @@ def _train(
     return done
 
 
-def draw(
-    mixture: Mixture, benches: Mapping[str, Bench], cells: Mapping[str, Cell], epochs: int, cache: Path
-) -> Examples:
+def _draw(mixture: Mixture, sources: Mapping[str, Source], epochs: int, cache: Path) -> Examples:
     """Return the examples of all epochs, drawn of the parts at their rates, none twice before all others of its part.
 
     They are a seqio Mixture's, kept in the cache under all that determines them.
     """
-    kept = {part: bench.split(cells[part])[0] for part, bench in benches.items()}
-    reasons = {part: bench.reasons_for(cells[part], bench.train_rows) for part, bench in benches.items()}
-    feeds = {part: bench.feed(cells[part]) for part, bench in benches.items()}
-    draws = epochs * (mixture.draws or sum(map(len, kept.values())))
-    contents = {part: feed.content(kept[part], reasons[part]) for part, feed in feeds.items()}
+    draws = epochs * (mixture.draws or sum(len(rows) for _, rows, _ in sources.values()))
+    contents = {part: feed.content(rows, reasons) for part, (feed, rows, reasons) in sources.items()}
 
     def build():
-        tasks = {feeds[part].seqio_task(kept[part], reasons[part]): rate for part, rate in mixture.rates.items()}
-        return tokenise(make_seqio_mixture(tasks), "train", draws)
+        tasks = {part: feed.seqio_task(rows, reasons) for part, (feed, rows, reasons) in sources.items()}
+        rates = {tasks[part]: rate for part, rate in mixture.rates.items()}
+        return tokenise(make_seqio_mixture(rates), "train", draws)
 
     key = content_key("mixture", dict(mixture.rates), draws, contents)
     return ExampleCache(cache).get(key, build)
 
 
 def _drawn(
-    mixture: Mixture,
-    benches: Mapping[str, Bench],
-    cells: Mapping[str, Cell],
-    config: TrainConfig,
-    layout: Callable[[int], Layout],
-    cache: Path,
+    mixture: Mixture, sources: Mapping[str, Source], config: TrainConfig, cache: Path
 ) -> tuple[Examples, TrainConfig]:
     """Return what is drawn for all epochs, and the settings of one pass over it, evaluated as often as there are."""
+
+    layout = next(feed.layout for feed, _, _ in sources.values())
 
     def steps_of(examples: Examples) -> int:
         return TrainBatches(examples, config.row_length, config.batch_rows, config.seed, layout).num_steps(1)
 
     epochs = config.epochs
-    examples = draw(mixture, benches, cells, epochs, cache)
+    examples = _draw(mixture, sources, epochs, cache)
     steps = steps_of(examples)
     if steps < config.min_steps:
         epochs = -(-config.min_steps * epochs // steps)
-        examples = draw(mixture, benches, cells, epochs, cache)
+        examples = _draw(mixture, sources, epochs, cache)
         steps = steps_of(examples)
     every = config.evaluate_every or -(-steps // epochs)
     return examples, dataclasses.replace(config, epochs=1, min_steps=0, evaluate_every=every)

@@ -18,7 +18,7 @@ from fiat_jax.inference.requests import Completion, FinishReason, Request
 from fiat_jax.inference.sampling import Choice, row_key
 from fiat_jax.inference.scheduler import Order, Scheduler
 from fiat_jax.inference.scheduler import Sequence as Queued
-from fiat_jax.inference.slots import ANY, Admission, Slots
+from fiat_jax.inference.slots import ANY, NONE, Admission, Slots
 from fiat_jax.models.attention import PREFIX_BLOCK, Prefix
 from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.decoder import Decoder
@@ -53,7 +53,7 @@ class EngineConfig:
     def __post_init__(self):
         for name in ("slots", "slot_length", "block", "prefill_rows", "shortest_bucket", "stops", "stop_length"):
             if getattr(self, name) < 1:
-                raise UserError(f"Engine.{name} is {getattr(self, name)}; it must be 1 or more")
+                raise UserError(f"EngineConfig.{name} is {getattr(self, name)}; it must be 1 or more")
 
     @property
     def buckets(self) -> list[int]:
@@ -85,8 +85,6 @@ class Engine:
         with jax.set_mesh(model.mesh):
             self._slots: Slots = jax.jit(self._empty)()
             self._compile()
-            if self._capacity:
-                self._prefixes[""] = self._no_prefix()
 
     def _empty(self) -> Slots:
         c = self.config
@@ -104,13 +102,16 @@ class Engine:
         return module
 
     @property
+    def _weights(self) -> tuple:
+        return self.model.trainable, self.model.frozen
+
+    @property
     def _dtype(self):
         return jnp.dtype(self.model.build.dtype)
 
     def _compile(self) -> None:
         """Compile every program for every shape that it will meet."""
         model, c = self.model, self.config
-        weights = (model.trainable, model.frozen)
         prefix = None
         if self._capacity:
             make = functools.partial(
@@ -125,8 +126,8 @@ class Engine:
 
             layout = jax.tree.map(lambda x: x.sharding, prefix)
             reading = jax.jit(read, donate_argnums=2, out_shardings=layout)
-            self._read_prefix = reading.lower(*weights, prefix, tokens, np.int32(0)).compile()
-            prefix = self._no_prefix()
+            self._read_prefix = reading.lower(*self._weights, prefix, tokens, np.int32(0)).compile()
+            self._prefixes[""] = prefix
 
         def admit(trainable, frozen, prefix, slots, new):
             return programs.admit(self._module(trainable, frozen), prefix, slots, new, self.end_id)
@@ -137,11 +138,11 @@ class Engine:
         kept = jax.tree.map(lambda x: x.sharding, self._slots)  # programs hand slots to each other: one layout
         admitting = jax.jit(admit, donate_argnums=3, out_shardings=(kept, None, None))
         self._admit = {
-            length: admitting.lower(*weights, prefix, self._slots, self._admission([], length)).compile()
+            length: admitting.lower(*self._weights, prefix, self._slots, self._admission([], length)).compile()
             for length in c.buckets
         }
         decoding = jax.jit(decode, donate_argnums=3, out_shardings=(kept, None, None))
-        self._decode = decoding.lower(*weights, prefix, self._slots).compile()
+        self._decode = decoding.lower(*self._weights, prefix, self._slots).compile()
         stopping = jax.jit(programs.stop_running, donate_argnums=0, out_shardings=kept)
         self._stop = stopping.lower(self._slots, np.ones(c.slots, bool)).compile()
 
@@ -155,7 +156,7 @@ class Engine:
         if not 0 < len(ids) <= self.config.prefix_length:
             raise UserError(
                 f"a prefix of {len(ids)} tokens; this engine takes 1 to {self.config.prefix_length} "
-                "(Engine.prefix_length)"
+                "(EngineConfig.prefix_length)"
             )
         self._check_tokens(ids, "the prefix")
         identity = [self.model.fingerprint, self.model.build.dtype, ids.tolist()]
@@ -167,8 +168,7 @@ class Engine:
                     part = np.zeros((1, PREFIX_BLOCK), np.int32)
                     count = min(PREFIX_BLOCK, len(ids) - start)
                     part[0, :count] = ids[start : start + count]
-                    weights = (self.model.trainable, self.model.frozen)
-                    prefix = self._read_prefix(*weights, prefix, part, np.int32(count))
+                    prefix = self._read_prefix(*self._weights, prefix, part, np.int32(count))
             self._prefixes[key] = prefix
         return key
 
@@ -230,8 +230,7 @@ class Engine:
             launched = None
             if self._scheduler.running:
                 prefix = self._prefixes.get(self._scheduler.prefix)
-                weights = (self.model.trainable, self.model.frozen)
-                self._slots, tokens_BN, log_probs_BN = self._decode(*weights, prefix, self._slots)
+                self._slots, tokens_BN, log_probs_BN = self._decode(*self._weights, prefix, self._slots)
                 launched = (dict(self._scheduler.running), tokens_BN, log_probs_BN)
         self._collect(self._pending)
         self._pending = launched
@@ -245,9 +244,8 @@ class Engine:
             longest = max(len(one.request.tokens) for one in chosen)
             length = next(bucket for bucket in c.buckets if longest <= bucket)
             prefix = self._prefixes.get(self._scheduler.prefix)
-            weights = (self.model.trainable, self.model.frozen)
             new = self._admission(chosen, length)
-            self._slots, tokens_C, log_probs_C = self._admit[length](*weights, prefix, self._slots, new)
+            self._slots, tokens_C, log_probs_C = self._admit[length](*self._weights, prefix, self._slots, new)
             for one, token, log_prob in zip(chosen, np.asarray(tokens_C), np.asarray(log_probs_C), strict=False):
                 self._append(one, [int(token)], [float(log_prob)])
 
@@ -256,7 +254,7 @@ class Engine:
         c, R = self.config, self.config.prefill_rows
         tokens, lengths = np.zeros((R, length), np.int32), np.zeros(R, np.int32)
         source, slot = np.zeros(R, np.int32), np.full(R, c.slots, np.int32)
-        limit, stop = np.ones(R, np.int32), np.full((R, c.stops, c.stop_length), ANY - 1, np.int32)
+        limit, stop = np.ones(R, np.int32), np.full((R, c.stops, c.stop_length), NONE, np.int32)
         temperature, top_k, top_p = np.zeros(R, np.float32), np.zeros(R, np.int32), np.ones(R, np.float32)
         key = np.zeros((R, 2), np.uint32)
         prompts: dict[int, int] = {}
@@ -308,7 +306,7 @@ class Engine:
         if len(ids) + request.max_new_tokens > c.slot_length:
             raise UserError(
                 f"a request of {len(ids)} tokens and {request.max_new_tokens} new ones; a slot has {c.slot_length}: "
-                "lower max_new_tokens, or raise Engine.slot_length"
+                "lower max_new_tokens, or raise EngineConfig.slot_length"
             )
         if request.prefix and request.prefix not in self._prefixes:
             raise UserError(f"no prefix {request.prefix!r}; it was read for another model, or never: add_prefix first")
@@ -346,13 +344,14 @@ def _check_model(model: Model, c: EngineConfig) -> None:
     longest = c.prefix_length + c.slot_length
     if longest > model.config.max_length:
         raise UserError(
-            f"Engine.prefix_length and slot_length come to {longest} tokens; the model reads {model.config.max_length}"
+            f"EngineConfig.prefix_length and slot_length come to {longest} tokens; the model reads "
+            f"{model.config.max_length}"
         )
     for reach in model.config.reaches:
         if reach.rope.kind in ("dynamic", "longrope") and longest > reach.rope.original_length:
             raise UserError(
                 f"this model turns positions by the length of the whole text beyond {reach.rope.original_length} "
-                f"tokens; Engine.prefix_length and slot_length come to {longest}: lower them"
+                f"tokens; EngineConfig.prefix_length and slot_length come to {longest}: lower them"
             )
     _check_memory(model, c)
 
@@ -370,5 +369,5 @@ def _check_memory(model: Model, c: EngineConfig) -> None:
     if needed > free:
         raise UserError(
             f"{c.slots} slots of {c.slot_length} tokens and a prefix of {c.prefix_length} take "
-            f"{needed / 2**30:.1f} GiB a device, which has {free / 2**30:.1f} free; lower Engine.slots or slot_length"
+            f"{needed / 2**30:.1f} GiB a device, which has {free / 2**30:.1f} free; lower EngineConfig.slots"
         )

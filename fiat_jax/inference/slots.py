@@ -1,5 +1,7 @@
 """The engine's state on the device, and the three programs that change it: read a prefix, admit, decode."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -8,12 +10,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fiat_jax.inference.sampling import Array, Choice, choose
 from fiat_jax.models.attention import PREFIX_BLOCK, KVCache, Prefix
 from fiat_jax.models.config import DecoderConfig
-from fiat_jax.models.decoder import CACHE_AXES, Decoder
+from fiat_jax.models.decoder import Decoder
 from fiat_jax.models.stack import next_logits
 from fiat_jax.sharding import constrain
 
 PREFIX_AXES = ("layers", "kv_heads", None, "head_dim")
 ANY = -1  # fills up the front of a stop sequence: it matches every token
+NONE = -2  # in place of a stop sequence or of tokens that were not chosen: it matches no token
 
 
 @struct.dataclass
@@ -25,7 +28,7 @@ class Slots:
         token: the last token (B,), chosen and not yet read.
         length: own tokens (B,) that were read; count: how many new ones there are, token included; limit: at most.
         running: which of the slots (B,) go on.
-        stop: stop sequences (B, M, W), filled up in front with ANY; all ANY but the last token that no text has: none.
+        stop: stop sequences (B, M, W), filled up in front with ANY; all NONE where there is none.
         tail: the last W tokens (B, W) that were chosen.
     """
 
@@ -58,19 +61,19 @@ class Admission:
 
 def empty_slots(c: DecoderConfig, rules, slots: int, length: int, stops: tuple[int, int], dtype) -> Slots:
     """Return slots none of which runs."""
-    cache = KVCache.zeros(c.num_layers, slots, length, c.num_kv_heads, c.head_dim, dtype)
+    dims = (c.num_layers, slots, length, c.num_kv_heads, c.head_dim)
     ints = jnp.zeros(slots, jnp.int32)
     choice = Choice(jnp.zeros(slots), ints, jnp.ones(slots), jnp.zeros((slots, 2), jnp.uint32))
     return Slots(
-        cache=jax.tree.map(lambda x: constrain(x, rules, *CACHE_AXES), cache),
+        cache=KVCache.zeros(*dims, dtype=dtype, rules=rules),
         token=ints,
         length=ints,
         count=ints,
         limit=ints,
         running=jnp.zeros(slots, bool),
         choice=choice,
-        stop=jnp.zeros((slots, *stops), jnp.int32),
-        tail=jnp.zeros((slots, stops[1]), jnp.int32),
+        stop=jnp.full((slots, *stops), NONE, jnp.int32),
+        tail=jnp.full((slots, stops[1]), NONE, jnp.int32),
     )
 
 
@@ -82,7 +85,7 @@ def empty_prefix(c: DecoderConfig, rules, capacity: int, dtype) -> Prefix:
 
 def read_prefix(module: Decoder, prefix: Prefix, tokens_1T: jax.Array, count: jax.Array) -> Prefix:
     """Return a prefix with `count` more tokens, the first of PREFIX_BLOCK; all calls but the last fill a block."""
-    T = PREFIX_BLOCK
+    assert tokens_1T.shape == (1, PREFIX_BLOCK)
     _, cache = _read(module, prefix, tokens_1T, jnp.zeros(1, jnp.int32), None)
 
     def grown(held_LHPK, own_LBSHK):
@@ -90,7 +93,6 @@ def read_prefix(module: Decoder, prefix: Prefix, tokens_1T: jax.Array, count: ja
             held_LHPK, own_LBSHK[:, 0].transpose(0, 2, 1, 3), prefix.length, axis=2
         )
 
-    assert tokens_1T.shape == (1, T)
     k, v = grown(prefix.k_LHPK, cache.k_LBSHK), grown(prefix.v_LHPK, cache.v_LBSHK)
     return Prefix(k, v, prefix.length + count)
 
@@ -102,8 +104,7 @@ def _read(
     (B, T), c = tokens_BT.shape, module.config
     if cache is None:
         dims = (c.num_layers, B, T, c.num_kv_heads, c.head_dim)
-        fresh = KVCache.zeros(*dims, jnp.dtype(module.build.dtype))
-        cache = jax.tree.map(lambda x: constrain(x, module.build.rules, *CACHE_AXES), fresh)
+        cache = KVCache.zeros(*dims, dtype=jnp.dtype(module.build.dtype), rules=module.build.rules)
     assert cache is not None
     slots_BT = slots_B[:, None] + jnp.arange(T)[None]
     mask_BTS = jnp.arange(cache.k_LBSHK.shape[2])[None, None] <= slots_BT[:, :, None]
@@ -130,11 +131,11 @@ def admit(module: Decoder, prefix: Prefix | None, slots: Slots, new: Admission, 
         slots.cache.k_LBSHK.at[:, new.slot, :T].set(own.k_LBSHK[:, new.source], mode="drop"),
         slots.cache.v_LBSHK.at[:, new.slot, :T].set(own.v_LBSHK[:, new.source], mode="drop"),
     )
-    tail_CW = jnp.full((token_C.shape[0], slots.tail.shape[1]), ANY - 1).at[:, -1].set(token_C)
+    tail_CW = jnp.full((token_C.shape[0], slots.tail.shape[1]), NONE).at[:, -1].set(token_C)
     count_C = jnp.ones_like(token_C)
     running_C = ~_ended(token_C, tail_CW, new.stop, count_C, new.limit, end_id)
     held = Slots(
-        cache=jax.tree.map(lambda x: constrain(x, module.build.rules, *CACHE_AXES), cache),
+        cache=cache.constrained(module.build.rules),
         token=put(slots.token, token_C),
         length=put(slots.length, new.lengths[new.source]),
         count=put(slots.count, count_C),
@@ -166,7 +167,8 @@ def decode(module: Decoder, prefix: Prefix | None, slots: Slots, end_id: int, st
         tail_BW = jnp.concatenate([slots.tail[:, 1:], token_B[:, None]], axis=1)
         count_B = slots.count + 1
         ended_B = _ended(token_B, tail_BW, slots.stop, count_B, slots.limit, end_id)
-        new = slots.replace(  # pyright: ignore  # flax.struct gives it
+        new = dataclasses.replace(
+            slots,
             cache=cache,
             token=token_B,
             length=slots.length + slots.running,
@@ -183,7 +185,7 @@ def decode(module: Decoder, prefix: Prefix | None, slots: Slots, end_id: int, st
 
 def stop_running(slots: Slots, kept_B: jax.Array) -> Slots:
     """Return the slots with only these of them running on."""
-    return slots.replace(running=slots.running & kept_B)  # pyright: ignore  # flax.struct gives it
+    return dataclasses.replace(slots, running=slots.running & kept_B)
 
 
 def _ended(token, tail, stop, count, limit, end_id: int) -> jax.Array:

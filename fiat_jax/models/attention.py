@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from fiat_jax.sharding import ShardingRules, constrain
+
 CAUSAL_BLOCKS = 8  # leaves out 7/16 of all scores, and a block stays in the cache of a CPU core
 PREFIX_BLOCK = 512  # keys of a shared prefix at a time: the scores of a hundred queries stay in the cache of a CPU core
 UNBOUNDED = 1 << 30  # a window of more tokens than any text has
+CACHE_AXES = ("layers", "batch", None, "kv_heads", "head_dim")
 MASKED = -1e30  # finite, so that a query which sees nothing (padding) stays free of NaN
 
 
@@ -160,10 +163,16 @@ class KVCache:
     v_LBSHK: jax.Array
 
     @classmethod
-    def zeros(cls, num_layers: int, rows: int, length: int, num_heads: int, head_dim: int, dtype) -> "KVCache":
-        """Return an empty cache of `length` slots for each row."""
-        shape = (num_layers, rows, length, num_heads, head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    def zeros(
+        cls, num_layers: int, rows: int, length: int, num_heads: int, head_dim: int, *, dtype, rules: ShardingRules
+    ) -> "KVCache":
+        """Return an empty cache of `length` slots for each row, laid out by the rules."""
+        empty = jnp.zeros((num_layers, rows, length, num_heads, head_dim), dtype)
+        return cls(empty, empty).constrained(rules)
+
+    def constrained(self, rules: ShardingRules) -> "KVCache":
+        """Return the cache laid out by the rules."""
+        return KVCache(constrain(self.k_LBSHK, rules, *CACHE_AXES), constrain(self.v_LBSHK, rules, *CACHE_AXES))
 
     def write(self, layer: jax.Array, slots_BT: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array) -> "KVCache":
         """Write one layer's keys and values at the given slots of each row; slots past the end are dropped."""

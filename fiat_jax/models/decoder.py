@@ -16,8 +16,6 @@ from fiat_jax.models.rope import sequence_lengths, turn
 from fiat_jax.models.stack import ACTIVATIONS, RMSNorm, next_logits, scan_layers
 from fiat_jax.sharding import constrain
 
-CACHE_AXES = ("layers", "batch", None, "kv_heads", "head_dim")
-
 
 class Block(nnx.Module):
     """Attention and a gated MLP or a mixture of them, each behind a norm and a residual."""
@@ -197,8 +195,7 @@ class Decoder(nnx.Module):
         """
         (B, T), c = tokens_BT.shape, self.config
         dims = (c.num_layers, B, T + slots, c.num_kv_heads, c.head_dim)
-        cache = KVCache.zeros(*dims, jnp.dtype(self.build.dtype))
-        cache = jax.tree.map(lambda x: constrain(x, self.build.rules, *CACHE_AXES), cache)
+        cache = KVCache.zeros(*dims, dtype=jnp.dtype(self.build.dtype), rules=self.build.rules)
         positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
         state = Writing(cache, lengths_B, lengths_B + limit)
         return self._read(tokens_BT, positions_BT, jnp.maximum(lengths_B - 1, 0), state)

@@ -14,8 +14,6 @@ from fiat_jax.models.linear import EMBED_AXES, WEIGHT_STD, Linear, apply
 from fiat_jax.models.stack import ACTIVATIONS, RMSNorm, next_logits, scan_layers
 from fiat_jax.sharding import constrain
 
-KV_AXES = ("layers", "batch", None, "kv_heads", "head_dim")
-
 
 class Block(nnx.Module):
     """Attention, in the decoder also attention to what the encoder read, and an MLP: each behind a norm."""
@@ -192,15 +190,13 @@ class EncoderDecoder(nnx.Module):
         def run(carry, block, layer, key):
             return carry.put(layer, *block.memory(encoded_BSD, None))
 
-        dims = (c.num_decoder_layers, B, S, c.num_heads, c.head_dim)
-        memory = scan_layers(run, self._zeros(*dims, dtype), self.decoder, c.num_decoder_layers, "none", None)
-        cache = self._zeros(c.num_decoder_layers, B, slots, c.num_heads, c.head_dim, dtype)
+        options = {"dtype": dtype, "rules": self.build.rules}
+        unread, cache = (
+            KVCache.zeros(c.num_decoder_layers, B, n, c.num_heads, c.head_dim, **options) for n in (S, slots)
+        )
+        memory = scan_layers(run, unread, self.decoder, c.num_decoder_layers, "none", None)
         state = Writing(cache, memory, segments_BS[:, None, :] == 1, jnp.zeros((), jnp.int32))
         return self.extend(jnp.full((B,), c.start_id, jnp.int32), state)
-
-    def _zeros(self, *dims_and_dtype):
-        cache = KVCache.zeros(*dims_and_dtype)
-        return jax.tree.map(lambda x: constrain(x, self.build.rules, *KV_AXES), cache)
 
     def extend(self, token_B, state: "Writing"):
         """Read one more token of each row, and return the logits (B, V) of the next and where writing has come to."""

@@ -248,4 +248,6 @@ def _difference(name: str, held: object, asked: object) -> str:
         return f"{name} differs"
     here, there = (text.rstrip(")").partition("(")[2].split(", ") for text in (asked, held))
     changed = [f"{b} there, {a} here" for a, b in zip(here, there, strict=False) if a != b]
+    if not changed:
+        return f"{name} differs"
     return f"{name} differs ({'; '.join(changed[:3])})"

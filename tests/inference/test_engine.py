@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from support.louder import louder
 
 from fiat_jax.errors import UserError
 from fiat_jax.inference.engine import Engine, EngineConfig
@@ -38,24 +39,8 @@ SHARED = dataclasses.replace(CONFIG, prefix_length=700)
 NO_END = -5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def model_of(config, mesh, **options):
-    model = random_model(config, mesh, **options)
-    louder = lambda x: x * 8 if x.ndim > 2 else x  # noqa: E731
-    return dataclasses.replace(
-        model, trainable=jax.tree.map(louder, model.trainable), frozen=jax.tree.map(louder, model.frozen)
-    )
-
-
-@pytest.fixture(scope="module")
-def one_device():
-    return MeshConfig(1, 1, 1).build(jax.devices()[:1])
+    return louder(random_model(config, mesh, **options), 8)
 
 
 @pytest.fixture(scope="module")
@@ -220,13 +205,19 @@ def test_nothing_is_compiled_once_the_engine_is_made(shared, prompts, prefix):
     key = shared.add_prefix(prefix)
     shared.generate(asked(prompts[:1], 2, prefix=key, temperature=1.0, seed=99))
     compiled = []
-    with jax.log_compiles(False):
-        jax.monitoring.register_event_duration_secs_listener(
-            lambda name, *_, **__: compiled.append(name) if name.endswith("backend_compile_duration") else None
-        )
+
+    def listen(event, seconds, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(about)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
         shared.generate([*asked(prompts, 7, prefix=key), *asked(prompts, 5, temperature=0.5, seed=99)])
-        jax.monitoring.clear_event_listeners()
-    assert not compiled
+        assert not compiled
+        jax.jit(lambda x: x + 17)(1)
+        assert compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,10 @@
 """Greedy generation: the text of transformers, whatever shares the batch, its padding or the mesh."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.louder import louder
 
 from fiat_jax.errors import UserError
 from fiat_jax.inference.generate import Generator
@@ -29,26 +28,9 @@ TINY = DecoderConfig(
 NO_END = -1  # no token ends a text
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Programs that run once compile in half the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def tiny(mesh, **options):
     """A random model whose next token depends on all that it has read."""
-    model = random_model(TINY, mesh, **options)
-    louder = lambda x: x * 20 if x.ndim > 2 else x  # noqa: E731
-    return dataclasses.replace(
-        model, trainable=jax.tree.map(louder, model.trainable), frozen=jax.tree.map(louder, model.frozen)
-    )
-
-
-@pytest.fixture(scope="module")
-def one_device():
-    return MeshConfig(1, 1, 1).build(jax.devices()[:1])
+    return louder(random_model(TINY, mesh, **options), 20)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from support.louder import louder
 
 from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.model import random_model
@@ -160,10 +161,6 @@ def decoder(tiny, one_device):
     """A random model on one device, its weights large enough for every path to matter."""
 
     def build(**options):
-        model = random_model(tiny, one_device, **options)
-        louder = lambda x: x * 10 if x.ndim > 2 else x  # noqa: E731
-        return dataclasses.replace(
-            model, trainable=jax.tree.map(louder, model.trainable), frozen=jax.tree.map(louder, model.frozen)
-        )
+        return louder(random_model(tiny, one_device, **options), 10)
 
     return build

@@ -13,7 +13,7 @@ from fiat_jax.models.attention import KVCache
 from fiat_jax.models.head import logits_of
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import ModelConfig, load_model, random_model
-from fiat_jax.sharding import MeshConfig
+from fiat_jax.sharding import TRAIN, MeshConfig
 
 T = 22  # attention in one block, which compiles fastest
 
@@ -126,7 +126,7 @@ def cached(model):
     def run(tokens_BT, pieces):
         c = model.config
         dims = (c.num_layers, tokens_BT.shape[0], 32, c.num_kv_heads, c.head_dim)
-        cache, outputs, start = KVCache.zeros(*dims, jnp.float32), [], 0
+        cache, outputs, start = KVCache.zeros(*dims, dtype=jnp.float32, rules=TRAIN), [], 0
         for piece in pieces:
             x_BTD, cache = step(model.trainable, tokens_BT[:, start : start + piece], start, cache)
             outputs.append(x_BTD)
