@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fiat_jax.errors import UserError, did_you_mean
 
@@ -68,10 +69,11 @@ class MeshConfig:
                 f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not fit {len(devices)} devices: "
                 f"the product must be {len(devices)}, and one size may be -1"
             )
-        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)  # 8 of a slice of 4 x 4
+        return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def axis_size(mesh: Mesh, axes: MeshAxes) -> int:
+def axis_size(mesh: Mesh | AbstractMesh, axes: MeshAxes) -> int:
     """Return over how many devices an array dimension is split by `axes`."""
     names = () if axes is None else (axes,) if isinstance(axes, str) else axes
     return math.prod(mesh.shape[name] for name in names)
@@ -100,7 +102,14 @@ def named(mesh: Mesh, rules: ShardingRules, shape: Sequence[int], axes: Sequence
 
 
 def constrain(x: jax.Array, rules: ShardingRules, *axes: str | None) -> jax.Array:
-    """Pin an activation's layout to the mesh in context (`jax.set_mesh`); without a mesh, return it as it is."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Pin an activation's layout to the mesh in context (`jax.set_mesh`); without a mesh, return it as it is.
+
+    As in `named`, a dimension that its mesh axes do not divide stays whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, rules.spec(axes))
+    spec = rules.spec(axes)
+    fits = (size % axis_size(mesh, mesh_axes) == 0 for size, mesh_axes in zip(x.shape, spec, strict=True))
+    spec = PartitionSpec(*(mesh_axes if fit else None for mesh_axes, fit in zip(spec, fits, strict=True)))
+    return jax.lax.with_sharding_constraint(x, spec)

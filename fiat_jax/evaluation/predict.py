@@ -1,4 +1,4 @@
-"""Predictions of a model that comes in as callables: candidates ranked by likelihood, or text generated greedily."""
+"""Predictions of a model that comes in as callables: candidates ranked by likelihood, or generated texts."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -15,8 +15,6 @@ from fiat_jax.tasks.task import Row, Task
 
 # log P of each target of a batch, float32 [rows, M]; a device array that is still being computed is welcome
 ScoreFn = Callable[[Batch], np.ndarray]
-# inputs and the largest number of new tokens → new token ids of each input
-GenerateFn = Callable[[list[np.ndarray], int], Sequence[Sequence[int]]]
 Progress = Callable[[int, int], None]  # how much is done, of how much
 
 
@@ -49,30 +47,6 @@ def rank_classification(
     if not length_normalise:
         return scores
     return [total / [len(ids) for ids in answers] for total, answers in zip(scores, candidates, strict=True)]
-
-
-def generate_greedily(
-    generate: GenerateFn,
-    inputs: Sequence[np.ndarray],
-    decode: Callable[[Sequence[int]], str],
-    *,
-    eos_id: int,
-    max_new_tokens: int,
-    batch_size: int,
-    progress: Progress = _silent,
-) -> list[str]:
-    """Return the text that follows each input up to `eos_id`, `max_new_tokens` tokens at most.
-
-    Inputs of like length go together, the longest first, so that little is padding and a lack of memory shows at once.
-    """
-    order = np.argsort([-len(ids) for ids in inputs], kind="stable")
-    texts = [""] * len(inputs)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        for index, ids in zip(chosen, generate([inputs[index] for index in chosen], max_new_tokens), strict=True):
-            texts[index] = decode(_before(list(ids), eos_id))
-        progress(min(start + batch_size, len(order)), len(order))
-    return texts
 
 
 def label_predictions(task: Task, rows: Sequence[Row], scores: Sequence[np.ndarray]) -> list[Prediction]:
@@ -138,7 +112,3 @@ def _one_ahead(results: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         yield np.asarray(waiting)
         waiting = result
     yield np.asarray(waiting)
-
-
-def _before(ids: list[int], eos_id: int) -> list[int]:
-    return ids[: ids.index(eos_id)] if eos_id in ids else ids

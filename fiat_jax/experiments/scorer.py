@@ -3,20 +3,25 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from fiat_jax.data.batches import ScoringBatches
-from fiat_jax.evaluation.predict import generate_greedily, label_predictions, rank_classification, text_predictions
+from fiat_jax.data.examples import Example, Examples
+from fiat_jax.evaluation.predict import label_predictions, rank_classification, text_predictions
 from fiat_jax.evaluation.predictions import Prediction
 from fiat_jax.evaluation.scores import ALL, score_predictions
 from fiat_jax.experiments.feed import Feed, Reasons
-from fiat_jax.inference.generate import Generator
+from fiat_jax.inference.engine import Engine, EngineConfig
+from fiat_jax.inference.prefixes import Prefixes
+from fiat_jax.inference.requests import Request
+from fiat_jax.inference.scoring import TargetScorer
+from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.model import Model
+from fiat_jax.sharding import axis_size
 from fiat_jax.tasks.task import Row, Task
 
-GENERATED_AT_ONCE = 64
+SLOTS = 64
+SHORTEST_PREFIX = 64  # tokens: fewer are read again with every row sooner than they pay for a program
 
 
 class Scorer:
@@ -24,68 +29,102 @@ class Scorer:
 
     def __init__(self, model: Model, feed: Feed, row_length: int, batch_rows: int, length_normalise: bool = False):
         self.model, self.feed = model, feed
-        self._row_length, self._batch_rows, self._length_normalise = row_length, batch_rows, length_normalise
-        self._log_probs = jax.jit(model.log_probs, out_shardings=NamedSharding(model.mesh, PartitionSpec()))
-        self._rows_sharding = NamedSharding(model.mesh, PartitionSpec(model.build.rules.batch))
-        self._generator = Generator(model, feed.renderer.end_id)
+        self.row_length, self.batch_rows, self.length_normalise = row_length, batch_rows, length_normalise
+        self.log_probs = TargetScorer(model)
+        self._engine: Engine | None = None
 
     def prepare(self, rows: Sequence[Row], reasons: Reasons) -> "Prepared":
         """Render and pack rows once, for predicting them many times."""
         return Prepared(self, rows, reasons)
 
-    def log_probs(self, trainable: Any, batch) -> jax.Array:
-        """Return log P of the targets of one batch, the same on every host."""
-        process, count = jax.process_index(), jax.process_count()
-        share = self._batch_rows // count
-        local = {name: rows[process * share : (process + 1) * share] for name, rows in batch.items()}
-        placed = {n: jax.make_array_from_process_local_data(self._rows_sharding, r) for n, r in local.items()}
-        return self._log_probs(trainable, self.model.frozen, placed)
-
-    def generate(self, trainable: Any, inputs: list[np.ndarray], max_new_tokens: int) -> list[list[int]]:
-        """Return greedy continuations."""
-        return self._generator(inputs, max_new_tokens, trainable=trainable)
+    def engine(self, prefix: int, longest: int, new: int) -> Engine:
+        """Return an engine for prompts and new tokens of these lengths, the last one if it has the room."""
+        limit, ways = self.model.config.max_length, axis_size(self.model.mesh, self.model.build.rules.batch)
+        room = _power_of_two(longest) + _power_of_two(new)
+        room = room if limit is None else max(min(room, limit - prefix), longest + new)
+        found = self._engine
+        if found is None or found.config.slot_length < room or found.config.prefix_length < prefix:
+            config = EngineConfig(
+                slots=-(-SLOTS // ways) * ways,
+                slot_length=room,
+                prefix_length=prefix,
+                prefill_rows=-(-8 // ways) * ways,
+                shortest_bucket=min(room, max(32, _power_of_two(longest) // 4)),
+            )
+            self._engine = found = Engine(self.model, self.feed.renderer.end_id, config)
+        return found
 
 
 class Prepared:
-    """Rows of a task, ready to be predicted."""
+    """Rows of a task, ready to be predicted.
+
+    Tokens that all rows begin with, most often the instructions, are read once for all of them.
+    """
 
     def __init__(self, scorer: Scorer, rows: Sequence[Row], reasons: Reasons):
         self.rows, self._scorer = list(rows), scorer
         feed = scorer.feed
-        self._examples = feed.inputs(rows, reasons)
+        self._prefix, self._examples = _shared(scorer.model, feed.inputs(rows, reasons))
         self._candidates = [feed.candidates(row) for row in rows]
-        self._batches = (
-            ScoringBatches(self._examples, self._candidates, scorer._row_length, scorer._batch_rows, feed.layout)
-            if any(self._candidates)
-            else None
-        )
+        self._batches, self._prefixes = None, None
+        if any(self._candidates):
+            self._batches = ScoringBatches(
+                self._examples, self._candidates, scorer.row_length, scorer.batch_rows, feed.layout
+            )
+            self._prefixes = Prefixes.of(scorer.model, len(self._prefix)) if len(self._prefix) else None
 
     def predict(self, trainable: Any, max_new_tokens: int) -> list[Prediction]:
         """Return the predictions of all rows under these trained parameters, in order."""
         scorer, task = self._scorer, self._scorer.feed.task
         if self._batches is not None:
+            prefix = None
+            if self._prefixes is not None:
+                self._prefixes.use(trainable)
+                prefix = self._prefixes.get(self._prefixes.add(self._prefix.tolist()))
             scores = rank_classification(
-                lambda batch: scorer.log_probs(trainable, batch),  # pyright: ignore  # a device array being computed
+                lambda batch: scorer.log_probs(batch, prefix, trainable),  # pyright: ignore  # a device array, computing
                 self._examples,
                 self._candidates,
                 self._batches,
-                length_normalise=scorer._length_normalise,
+                length_normalise=scorer.length_normalise,
             )
             return label_predictions(task, self.rows, scores)
-        tokenizer = scorer.feed.tokenizer
-        texts = generate_greedily(
-            lambda inputs, count: scorer.generate(trainable, inputs, count),
-            [self._examples.inputs[index] for index in range(len(self.rows))],
-            tokenizer.decode,
-            eos_id=scorer.feed.renderer.end_id,
-            max_new_tokens=max_new_tokens,
-            batch_size=GENERATED_AT_ONCE,
-        )
+        texts = [scorer.feed.tokenizer.decode(ids) for ids in self._generate(trainable, max_new_tokens)]
         return text_predictions(task, self.rows, texts, verbalise=scorer.feed.renderer.instructions.verbalise)
+
+    def _generate(self, trainable: Any, max_new_tokens: int) -> list[tuple[int, ...]]:
+        """Return the greedy continuation of every row."""
+        inputs = [tuple(example.inputs.tolist()) for example in self._examples]
+        engine = self._scorer.engine(len(self._prefix), max(map(len, inputs), default=1), max_new_tokens)
+        engine.use(trainable)
+        key = engine.add_prefix(self._prefix.tolist()) if len(self._prefix) else ""
+        answers = engine.generate([Request(ids, max_new_tokens, prefix=key) for ids in inputs])
+        return [found.tokens for (found,) in answers]
 
     def measure(self, trainable: Any, max_new_tokens: int) -> dict[str, float]:
         """Return metric → per cent, macro mean over languages: what the loop reads."""
         return point_values(self._scorer.feed.task, self.rows, self.predict(trainable, max_new_tokens))
+
+
+def _shared(model: Model, examples: Examples) -> tuple[np.ndarray, Examples]:
+    """Return the tokens that all inputs begin with, none where that would not pay, and the examples without them."""
+    nothing = np.zeros(0, np.int32)
+    if len(examples) < 2 or not isinstance(model.config, DecoderConfig):
+        return nothing, examples
+    if any(reach.rope.kind in ("dynamic", "longrope") for reach in model.config.reaches):
+        return nothing, examples  # the angles of a shared text would depend on the whole one's length
+    first, count = examples.inputs[0], int(examples.inputs.lengths.min()) - 1  # each keeps a token of its own
+    for index in range(1, len(examples)):
+        differ = np.flatnonzero(examples.inputs[index][:count] != first[:count])
+        count = int(differ[0]) if len(differ) else count
+    if count < SHORTEST_PREFIX:
+        return nothing, examples
+    own = (Example(one.row_id, one.language, one.inputs[count:], one.target, one.dropped) for one in examples)
+    return first[:count], Examples.of(own)
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
 
 
 def point_values(task: Task, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, float]:

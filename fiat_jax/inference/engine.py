@@ -2,68 +2,39 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
-import math
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from fiat_jax.errors import UserError
-from fiat_jax.inference import slots as programs
+from fiat_jax.inference.config import EngineConfig
+from fiat_jax.inference.memory import check_memory
+from fiat_jax.inference.prefixes import Prefixes, check_tokens
+from fiat_jax.inference.programs import compile_programs, empty_admission
 from fiat_jax.inference.requests import Completion, FinishReason, Request
-from fiat_jax.inference.sampling import Choice, row_key
-from fiat_jax.inference.scheduler import Order, Scheduler
+from fiat_jax.inference.sampling import row_key
+from fiat_jax.inference.scheduler import Scheduler
 from fiat_jax.inference.scheduler import Sequence as Queued
-from fiat_jax.inference.slots import ANY, NONE, Admission, Slots
-from fiat_jax.models.attention import PREFIX_BLOCK, Prefix
+from fiat_jax.inference.slots import ANY, Admission
 from fiat_jax.models.config import DecoderConfig
-from fiat_jax.models.decoder import Decoder
 from fiat_jax.models.model import Model
 
 
 @dataclasses.dataclass(frozen=True)
-class EngineConfig:
-    """The shapes that an engine compiles, once.
+class _Launched:
+    """What a program will have chosen: for each of some rows of the arrays the sequence that goes on with them."""
 
-    Args:
-        slots: sequences at once.
-        slot_length: own tokens of a sequence, its prompt's and its new ones.
-        prefix_length: the longest shared prefix; 0: there are none.
-        block: tokens that are decoded between two looks at who is done and who waits.
-        prefill_rows: prompts that are read at once.
-        shortest_bucket: prompts are padded to this length or to a power of two times it.
-        stops, stop_length: stop sequences a request, and tokens in each, at most.
-        order: "longest" first, for bulk work, or "arrival".
-    """
-
-    slots: int = 64
-    slot_length: int = 512
-    prefix_length: int = 0
-    block: int = 16
-    prefill_rows: int = 8
-    shortest_bucket: int = 32
-    stops: int = 4
-    stop_length: int = 16
-    order: Order = "longest"
-
-    def __post_init__(self):
-        for name in ("slots", "slot_length", "block", "prefill_rows", "shortest_bucket", "stops", "stop_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"EngineConfig.{name} is {getattr(self, name)}; it must be 1 or more")
-
-    @property
-    def buckets(self) -> list[int]:
-        """The lengths to which prompts are padded."""
-        doubled = [self.shortest_bucket << n for n in range(32) if self.shortest_bucket << n < self.slot_length]
-        return [*doubled, self.slot_length]
+    rows: dict[int, Queued]
+    tokens: jax.Array
+    log_probs: jax.Array
 
 
 class Engine:
-    """Answers requests with one decoder, greedily or by sampling.
+    """Answers requests with one decoder or encoder-decoder, greedily or by sampling.
 
     What a sequence becomes depends on its own text, seed and sample alone: not on its slot, on what shares its batch,
     or on when it came. All programs are compiled when the engine is made; none is compiled afterwards.
@@ -71,106 +42,46 @@ class Engine:
         engine = Engine(model, tokenizer.eos_id, EngineConfig(prefix_length=1024))
         key = engine.add_prefix(prefix_ids)
         completions = engine.generate([Request(tuple(ids), 64, prefix=key) for ids in prompts])
+
+    Every host of a run makes the same engine and the same calls; all of them get all answers.
     """
 
     def __init__(self, model: Model, end_id: int, config: EngineConfig | None = None):
         self.model, self.end_id, self.config = model, end_id, config or EngineConfig()
         _check_model(model, self.config)
-        self._capacity = -(-self.config.prefix_length // PREFIX_BLOCK) * PREFIX_BLOCK
-        self._prefixes: dict[str, Prefix] = {}
+        self._trainable = model.trainable
+        self._programs = compile_programs(model, end_id, self.config)
+        self._prefixes = Prefixes(model, self.config.prefix_length, self._programs.prefix)
+        self._slots = self._programs.empty()
         self._scheduler = Scheduler(self.config.slots, self.config.order)
         self._ids = 0
         self._done: list[Queued] = []
-        self._pending: tuple[dict[int, Queued], jax.Array, jax.Array] | None = None
-        with jax.set_mesh(model.mesh):
-            self._slots: Slots = jax.jit(self._empty)()
-            self._compile()
+        self._pending: list[_Launched] = []
 
-    def _empty(self) -> Slots:
-        c = self.config
-        stops = (c.stops, c.stop_length)
-        return programs.empty_slots(self._decoder, self.model.build.rules, c.slots, c.slot_length, stops, self._dtype)
+    def use(self, trainable: nnx.State) -> None:
+        """Answer from now on with these trained parameters, say in the middle of training; prefixes are forgotten.
 
-    @property
-    def _decoder(self) -> DecoderConfig:
-        assert isinstance(self.model.config, DecoderConfig)
-        return self.model.config
-
-    def _module(self, trainable, frozen) -> Decoder:
-        module = self.model.module(trainable, frozen)
-        assert isinstance(module, Decoder)
-        return module
+        Raises:
+            UserError: requests are still being answered with the others.
+        """
+        if not self._scheduler.idle:
+            raise UserError("the engine is still at work; take all answers before its parameters are changed")
+        self._trainable = trainable
+        self._prefixes.use(trainable)
 
     @property
     def _weights(self) -> tuple:
-        return self.model.trainable, self.model.frozen
+        return self._trainable, self.model.frozen
 
-    @property
-    def _dtype(self):
-        return jnp.dtype(self.model.build.dtype)
+    def add_prefix(self, tokens: Sequence[int], *, tokenizer: str = "", directory: str | Path | None = None) -> str:
+        """Read a text that requests may begin with, and return its key: a hash of model, tokenizer and tokens.
 
-    def _compile(self) -> None:
-        """Compile every program for every shape that it will meet."""
-        model, c = self.model, self.config
-        prefix = None
-        if self._capacity:
-            make = functools.partial(
-                programs.empty_prefix, self._decoder, model.build.rules, self._capacity, self._dtype
-            )
-            self._no_prefix = jax.jit(make).lower().compile()
-            prefix = self._no_prefix()
-            tokens = np.zeros((1, PREFIX_BLOCK), np.int32)
-
-            def read(trainable, frozen, prefix, tokens_1T, count):
-                return programs.read_prefix(self._module(trainable, frozen), prefix, tokens_1T, count)
-
-            layout = jax.tree.map(lambda x: x.sharding, prefix)
-            reading = jax.jit(read, donate_argnums=2, out_shardings=layout)
-            self._read_prefix = reading.lower(*self._weights, prefix, tokens, np.int32(0)).compile()
-            self._prefixes[""] = prefix
-
-        def admit(trainable, frozen, prefix, slots, new):
-            return programs.admit(self._module(trainable, frozen), prefix, slots, new, self.end_id)
-
-        def decode(trainable, frozen, prefix, slots):
-            return programs.decode(self._module(trainable, frozen), prefix, slots, self.end_id, c.block)
-
-        kept = jax.tree.map(lambda x: x.sharding, self._slots)  # programs hand slots to each other: one layout
-        admitting = jax.jit(admit, donate_argnums=3, out_shardings=(kept, None, None))
-        self._admit = {
-            length: admitting.lower(*self._weights, prefix, self._slots, self._admission([], length)).compile()
-            for length in c.buckets
-        }
-        decoding = jax.jit(decode, donate_argnums=3, out_shardings=(kept, None, None))
-        self._decode = decoding.lower(*self._weights, prefix, self._slots).compile()
-        stopping = jax.jit(programs.stop_running, donate_argnums=0, out_shardings=kept)
-        self._stop = stopping.lower(self._slots, np.ones(c.slots, bool)).compile()
-
-    def add_prefix(self, tokens: Sequence[int]) -> str:
-        """Read a text that requests may begin with, and return its key: a hash of model, tokens and layout.
+        With a `directory`, say one beside a store, it is read from there if it was saved, and saved there if not.
 
         Raises:
             UserError: more tokens than `prefix_length`, none, or one that the model lacks.
         """
-        ids = np.asarray(tokens, np.int32)
-        if not 0 < len(ids) <= self.config.prefix_length:
-            raise UserError(
-                f"a prefix of {len(ids)} tokens; this engine takes 1 to {self.config.prefix_length} "
-                "(EngineConfig.prefix_length)"
-            )
-        self._check_tokens(ids, "the prefix")
-        identity = [self.model.fingerprint, self.model.build.dtype, ids.tolist()]
-        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-        if key not in self._prefixes:
-            with jax.set_mesh(self.model.mesh):
-                prefix = self._no_prefix()
-                for start in range(0, len(ids), PREFIX_BLOCK):
-                    part = np.zeros((1, PREFIX_BLOCK), np.int32)
-                    count = min(PREFIX_BLOCK, len(ids) - start)
-                    part[0, :count] = ids[start : start + count]
-                    prefix = self._read_prefix(*self._weights, prefix, part, np.int32(count))
-            self._prefixes[key] = prefix
-        return key
+        return self._prefixes.add(tokens, tokenizer=tokenizer, directory=directory)
 
     def submit(self, request: Request) -> int:
         """Let a request wait for slots, and return its number.
@@ -196,7 +107,7 @@ class Engine:
             kept_B = np.ones(self.config.slots, bool)
             kept_B[slots] = False
             with jax.set_mesh(self.model.mesh):
-                self._slots = self._stop(self._slots, kept_B)
+                self._slots = self._programs.stop(self._slots, kept_B)
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Return the completions of each request, `samples` of each, in the order of the requests.
@@ -221,64 +132,55 @@ class Engine:
     def step(self) -> list[Queued]:
         """Admit who waits, decode a block, and return the sequences that have come to their end.
 
-        The block before is read while this one is computed.
+        What was chosen before is read while this is computed.
         """
         now = time.monotonic()
         self._end(lambda one: one.expires is not None and one.expires < now, "deadline")
+        before, self._pending = self._pending, []
         with jax.set_mesh(self.model.mesh):
             self._admit_waiting()
-            launched = None
             if self._scheduler.running:
                 prefix = self._prefixes.get(self._scheduler.prefix)
-                self._slots, tokens_BN, log_probs_BN = self._decode(*self._weights, prefix, self._slots)
-                launched = (dict(self._scheduler.running), tokens_BN, log_probs_BN)
-        self._collect(self._pending)
-        self._pending = launched
+                self._slots, *chosen = self._programs.decode(*self._weights, prefix, self._slots)
+                self._pending.append(_Launched(dict(self._scheduler.running), *chosen))
+        for launched in before:
+            self._take(launched)
         done, self._done = self._done, []
         return done
 
     def _admit_waiting(self) -> None:
-        """Fill free slots, prompts of like length together, and read each sequence's first token."""
+        """Fill free slots, prompts of like length together."""
         c = self.config
         while chosen := self._scheduler.admit(c.prefill_rows):
             longest = max(len(one.request.tokens) for one in chosen)
             length = next(bucket for bucket in c.buckets if longest <= bucket)
             prefix = self._prefixes.get(self._scheduler.prefix)
             new = self._admission(chosen, length)
-            self._slots, tokens_C, log_probs_C = self._admit[length](*self._weights, prefix, self._slots, new)
-            for one, token, log_prob in zip(chosen, np.asarray(tokens_C), np.asarray(log_probs_C), strict=False):
-                self._append(one, [int(token)], [float(log_prob)])
+            self._slots, tokens_C, log_probs_C = self._programs.admit[length](*self._weights, prefix, self._slots, new)
+            self._pending.append(_Launched(dict(enumerate(chosen)), tokens_C, log_probs_C))
 
     def _admission(self, chosen: Sequence[Queued], length: int) -> Admission:
         """Return the arrays of an admission; samples of one request have one prompt."""
-        c, R = self.config, self.config.prefill_rows
-        tokens, lengths = np.zeros((R, length), np.int32), np.zeros(R, np.int32)
-        source, slot = np.zeros(R, np.int32), np.full(R, c.slots, np.int32)
-        limit, stop = np.ones(R, np.int32), np.full((R, c.stops, c.stop_length), NONE, np.int32)
-        temperature, top_k, top_p = np.zeros(R, np.float32), np.zeros(R, np.int32), np.ones(R, np.float32)
-        key = np.zeros((R, 2), np.uint32)
+        new = empty_admission(self.config, length)
         prompts: dict[int, int] = {}
         for n, one in enumerate(chosen):
-            request = one.request
-            row = prompts.setdefault(one.request_id, len(prompts))
-            tokens[row, : len(request.tokens)], lengths[row] = request.tokens, len(request.tokens)
-            assert one.slot is not None
-            source[n], slot[n], limit[n] = row, one.slot, request.max_new_tokens
-            temperature[n], top_k[n], top_p[n] = request.temperature, request.top_k, request.top_p
-            key[n] = _key_bits(request.seed, one.sample)
+            request, row = one.request, prompts.setdefault(one.request_id, len(prompts))
+            new.tokens[row, : len(request.tokens)], new.lengths[row] = request.tokens, len(request.tokens)
+            new.whole[row] = len(request.tokens) + request.max_new_tokens
+            new.source[n], new.slot[n], new.limit[n] = row, one.slot, request.max_new_tokens
+            choice = new.choice
+            choice.temperature[n], choice.top_k[n], choice.top_p[n] = request.temperature, request.top_k, request.top_p
+            choice.key[n] = _key_bits(request.seed, one.sample)
             for m, sequence in enumerate(request.stop):
-                stop[n, m] = [ANY] * (c.stop_length - len(sequence)) + list(sequence)
-        return Admission(tokens, lengths, source, slot, limit, Choice(temperature, top_k, top_p, key), stop)
+                new.stop[n, m] = [ANY] * (self.config.stop_length - len(sequence)) + list(sequence)
+        return new
 
-    def _collect(self, block) -> None:
-        """Take the tokens of a block in, each slot's until its sequence ends."""
-        if block is None:
-            return
-        running, tokens_BN, log_probs_BN = block
-        tokens, log_probs = np.asarray(tokens_BN), np.asarray(log_probs_BN)
-        for slot, one in running.items():
+    def _take(self, launched: _Launched) -> None:
+        """Take in what was chosen, each row's until its sequence ends."""
+        tokens, log_probs = np.asarray(launched.tokens), np.asarray(launched.log_probs)
+        for row, one in launched.rows.items():
             if one.finish_reason is None:
-                self._append(one, tokens[slot].tolist(), log_probs[slot].tolist())
+                self._append(one, tokens[row].reshape(-1).tolist(), log_probs[row].reshape(-1).tolist())
 
     def _append(self, one: Queued, tokens: list[int], log_probs: list[float]) -> None:
         for token, log_prob in zip(tokens, log_probs, strict=True):
@@ -300,7 +202,7 @@ class Engine:
         ids = np.asarray(request.tokens, np.int32)
         if not len(ids):
             raise UserError("a request without tokens of its own: nothing can follow it; leave one out of the prefix")
-        self._check_tokens(ids, "a request")
+        check_tokens(self.model, ids, "a request")
         if request.max_new_tokens < 1 or request.samples < 1:
             raise UserError("a request asks for at least one new token and one sample")
         if len(ids) + request.max_new_tokens > c.slot_length:
@@ -308,7 +210,7 @@ class Engine:
                 f"a request of {len(ids)} tokens and {request.max_new_tokens} new ones; a slot has {c.slot_length}: "
                 "lower max_new_tokens, or raise EngineConfig.slot_length"
             )
-        if request.prefix and request.prefix not in self._prefixes:
+        if request.prefix not in self._prefixes:
             raise UserError(f"no prefix {request.prefix!r}; it was read for another model, or never: add_prefix first")
         if len(request.stop) > c.stops or any(not 0 < len(s) <= c.stop_length for s in request.stop):
             raise UserError(f"stop has up to {c.stops} sequences of 1 to {c.stop_length} tokens; got {request.stop}")
@@ -316,14 +218,6 @@ class Engine:
             raise UserError(
                 f"temperature is 0 or more, top_p in (0, 1], top_k 0 or more; got {request.temperature}, "
                 f"{request.top_p}, {request.top_k}"
-            )
-
-    def _check_tokens(self, ids: np.ndarray, what: str) -> None:
-        V = self._decoder.vocab_size
-        if ids.min() < 0 or ids.max() >= V:
-            raise UserError(
-                f"{what} holds token {ids.max() if ids.max() >= V else ids.min()}, the model knows {V}: give the "
-                "tokenizer that belongs to the checkpoint"
             )
 
 
@@ -339,35 +233,18 @@ def _key_bits(seed: int, sample: int) -> np.ndarray:
 
 
 def _check_model(model: Model, c: EngineConfig) -> None:
-    if not isinstance(model.config, DecoderConfig):
-        raise UserError("the engine runs decoders; this model is an encoder-decoder")
+    config = model.config
     longest = c.prefix_length + c.slot_length
-    if longest > model.config.max_length:
+    if config.max_length is not None and longest > config.max_length:
         raise UserError(
-            f"EngineConfig.prefix_length and slot_length come to {longest} tokens; the model reads "
-            f"{model.config.max_length}"
+            f"EngineConfig.prefix_length and slot_length come to {longest} tokens; the model reads {config.max_length}"
         )
-    for reach in model.config.reaches:
-        if reach.rope.kind in ("dynamic", "longrope") and longest > reach.rope.original_length:
-            raise UserError(
-                f"this model turns positions by the length of the whole text beyond {reach.rope.original_length} "
-                f"tokens; EngineConfig.prefix_length and slot_length come to {longest}: lower them"
-            )
-    _check_memory(model, c)
-
-
-def _check_memory(model: Model, c: EngineConfig) -> None:
-    """Compare what slots and prefixes take with what a device has, before anything is compiled."""
-    config, device = model.config, model.mesh.local_devices[0]
-    assert isinstance(config, DecoderConfig)
-    stats = device.memory_stats() or {}
-    free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
-    if not stats:
-        return
-    token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(model.build.dtype).itemsize
-    needed = token * (c.slots * c.slot_length + 2 * c.prefix_length) / math.prod(model.mesh.devices.shape)
-    if needed > free:
-        raise UserError(
-            f"{c.slots} slots of {c.slot_length} tokens and a prefix of {c.prefix_length} take "
-            f"{needed / 2**30:.1f} GiB a device, which has {free / 2**30:.1f} free; lower EngineConfig.slots"
-        )
+    if c.prefix_length and isinstance(config, DecoderConfig):
+        for reach in config.reaches:
+            if reach.rope.kind in ("dynamic", "longrope") and longest > reach.rope.original_length:
+                raise UserError(
+                    f"beyond {reach.rope.original_length} tokens this model turns positions by the length of the "
+                    f"whole text, and texts of two lengths share no prefix; EngineConfig.prefix_length and slot_length "
+                    f"come to {longest}: lower them, or give no prefix"
+                )
+    check_memory(model, c.slots, c.slot_length, c.prefix_length)

@@ -43,15 +43,15 @@ def choose(logits_BV: jax.Array, choice: Choice, places_B: jax.Array) -> tuple[j
 
 
 def _cut(logits_BV: jax.Array, choice: Choice) -> jax.Array:
-    """Return the logits with all but the k likeliest, and all but the fewest that hold a share p, out of reach."""
-    V = logits_BV.shape[-1]
-    order_BV = jnp.argsort(-logits_BV, axis=-1, stable=True)  # of equal ones the lower id first
-    sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
+    """Return the logits with all but the k likeliest, and all but the fewest that hold a share p, out of reach.
+
+    Tokens as likely as the last one that stays, stay.
+    """
+    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
     probs_BV = jax.nn.softmax(sorted_BV)
     before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
-    kept_BV = before_BV < choice.top_p[:, None]  # the first one always
-    most_B = jnp.where(choice.top_k > 0, choice.top_k, V)
-    kept_BV &= jnp.arange(V)[None] < most_B[:, None]
-    kept_BV = kept_BV.at[:, 0].set(True)
-    rows_B1 = jnp.arange(logits_BV.shape[0])[:, None]
-    return jnp.full_like(logits_BV, CUT).at[rows_B1, order_BV].set(jnp.where(kept_BV, sorted_BV, CUT))
+    most_B = jnp.where(choice.top_k > 0, choice.top_k, logits_BV.shape[-1])
+    kept_BV = (before_BV < choice.top_p[:, None]) & (jnp.arange(logits_BV.shape[-1])[None] < most_B[:, None])
+    last_B = jnp.maximum(kept_BV.sum(-1), 1) - 1
+    least_B1 = jnp.take_along_axis(sorted_BV, last_B[:, None], axis=-1)
+    return jnp.where(logits_BV >= least_B1, logits_BV, CUT)

@@ -1,19 +1,28 @@
 """A Llama-family decoder: layers stacked and scanned, tokens flattened to rows in every matrix product."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 from jax.ad_checkpoint import checkpoint_name as name
 
-from fiat_jax.models.attention import UNBOUNDED, KVCache, Prefix, attend, attend_shared, visible, within
+from fiat_jax.models.attention import (
+    PREFIX_BLOCK,
+    UNBOUNDED,
+    KVCache,
+    Prefix,
+    as_kept,
+    attend,
+    attend_kept,
+    visible,
+    within,
+)
 from fiat_jax.models.config import Build, DecoderConfig
 from fiat_jax.models.experts import Experts
 from fiat_jax.models.linear import EMBED_AXES, EMBEDDING, WEIGHT_STD, Embedding, Linear, apply
 from fiat_jax.models.rope import sequence_lengths, turn
-from fiat_jax.models.stack import ACTIVATIONS, RMSNorm, next_logits, scan_layers
+from fiat_jax.models.stack import ACTIVATIONS, RMSNorm, scan_layers
 from fiat_jax.sharding import constrain
 
 
@@ -55,24 +64,25 @@ class Block(nnx.Module):
             self.up = linear("up", "ND,DF->NF", (D, F), ("embed", "mlp"))
         self.down = linear("down", "NF,FD->ND", (F, D), ("mlp", "embed"))
 
-    def __call__(self, x_ND, rope_BTK, mask_BTS, cache: KVCache | None, layer, slots_BT, dropout_key, shared=None):
+    def __call__(self, x_ND, rope_BTK, mask_BTS, cache: KVCache | None, layer, places_BT, dropout_key, shared=None):
         """Return the block's output and the cache with this layer's keys and values written in place.
 
-        `shared` is what `attend_shared` takes besides: a prefix's keys and values in this layer, window, positions.
+        `shared` is what `attend_kept` takes besides: a prefix's keys and values in this layer, window, positions.
         """
         c, (B, T), key = self.config, mask_BTS.shape[:2], dropout_key
 
         q_BTHGK, k_BSHK, v_BSHK = self._heads(self.norm_attention(x_ND), rope_BTK, key)
         if cache is not None:
-            cache = cache.write(layer, slots_BT, k_BSHK, v_BSHK)
-            k_BSHK, v_BSHK = cache.read(layer)
+            fresh = places_BT is None
+            cache = cache.put(layer, k_BSHK, v_BSHK) if fresh else cache.write(layer, places_BT, k_BSHK, v_BSHK)
         options: dict[str, Any] = {"scale": c.query_scale, "cap": c.attention_cap}
-        if shared is None:
-            out_BTHGK = attend(q_BTHGK, k_BSHK, v_BSHK, mask_BTS, causal=cache is None, **options)
+        if places_BT is None and shared is None:
+            out_BTHGK = attend(q_BTHGK, k_BSHK, v_BSHK, mask_BTS, causal=True, **options)
         else:
-            prefix, window, positions_BT = shared
-            own = (k_BSHK, v_BSHK, mask_BTS)
-            out_BTHGK = attend_shared(q_BTHGK, own, prefix, window=window, positions_BT=positions_BT, **options)
+            kept = as_kept(k_BSHK, v_BSHK) if cache is None or places_BT is None else cache.read(layer)
+            prefix, window, positions_BT = (None, None, None) if shared is None else shared
+            options |= {"window": window, "positions_BT": positions_BT}
+            out_BTHGK = attend_kept(q_BTHGK, (*kept, mask_BTS), prefix, **options)
         out_BTHGK = name(out_BTHGK, "attended")
         out_ND = self.o(out_BTHGK.reshape(B * T, *out_BTHGK.shape[2:]), key)
         x_ND = x_ND + (self.norm_attended(name(out_ND, "projected")) if c.sandwich else out_ND)
@@ -128,23 +138,25 @@ class Decoder(nnx.Module):
         *,
         lengths_BT=None,
         cache=None,
-        slots_BT=None,
+        places_BT=None,
         prefix: Prefix | None = None,
         dropout_key=None,
     ):
         """Return hidden states (B, T, D) after the last norm, and the cache.
 
-        mask_BTS says which keys each query sees; without a cache S = T. With a cache (see `KVCache`) the keys of token
-        t are written to slot slots_BT[b, t] before they are attended, S is the cache's length, and where layers see a
-        window a token's slot is its position, less the length of the prefix that all rows begin with, if there is one.
+        mask_BTS says which keys each query sees, never a later one; without a cache S = T. With a cache (see `KVCache`)
+        the keys of token t are written to place places_BT[b, t] before they are attended, and S is the cache's length;
+        without places the tokens fill the whole of the cache. Where layers see a window, a token's place is its
+        position, less the length of the prefix that all rows begin with, if there is one.
         lengths_BT is the length of each token's sequence, that of its row by default: only ropes of the kinds
         "dynamic" and "longrope" read it.
         """
         c, (B, T) = self.config, tokens_BT.shape
         if lengths_BT is None:
             lengths_BT = jnp.broadcast_to(positions_BT.max(axis=1, keepdims=True) + 1, positions_BT.shape)
-        keys_BS = positions_BT if cache is None else jnp.arange(mask_BTS.shape[2])[None]
-        keys_BS = keys_BS if prefix is None else keys_BS + prefix.length
+        keys_BS = positions_BT
+        if cache is not None:
+            keys_BS = jnp.arange(mask_BTS.shape[2])[None] + (0 if prefix is None else prefix.length)
         ropes = [reach.rope.tables(positions_BT, lengths_BT, c.head_dim) for reach in c.reaches]
         masks = [
             mask_BTS if reach.window is None else mask_BTS & within(reach.window, positions_BT, keys_BS)
@@ -163,7 +175,7 @@ class Decoder(nnx.Module):
             reach = 0 if len(c.reaches) == 1 else reaches[layer]
             window = windows[reach] if any(r.window for r in c.reaches) else None
             shared = None if prefix is None else (prefix.read(layer), window, positions_BT)
-            return block(x_ND, ropes[reach], masks[reach], cache, layer, slots_BT, key, shared)
+            return block(x_ND, ropes[reach], masks[reach], cache, layer, places_BT, key, shared)
 
         x_ND, cache = scan_layers(run, (x_ND, cache), self.blocks, c.num_layers, self.build.remat, dropout_key)
         return self.norm(x_ND).reshape(B, T, c.width), cache
@@ -180,47 +192,59 @@ class Decoder(nnx.Module):
         mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool))[None], (B, T, T))
         return self(tokens_BT, positions_BT, mask_BTS)[0]
 
-    def target_states(self, batch, dropout_key=None) -> jax.Array:
-        """Return the hidden states (B, M, D) whose outputs predict the batch's targets."""
+    def target_states(self, batch, dropout_key=None, prefix: Prefix | None = None) -> jax.Array:
+        """Return the hidden states (B, M, D) whose outputs predict the batch's targets, all texts behind a prefix."""
         segments_BT, positions_BT = batch["segments"], batch["positions"]
         mask_BTS, lengths_BT = visible(segments_BT, batch["branches"]), sequence_lengths(segments_BT, positions_BT)
-        x_BTD, _ = self(batch["tokens"], positions_BT, mask_BTS, lengths_BT=lengths_BT, dropout_key=dropout_key)
+        if prefix is not None:
+            positions_BT, lengths_BT = positions_BT + prefix.length, lengths_BT + prefix.length
+        options = {"lengths_BT": lengths_BT, "prefix": prefix, "dropout_key": dropout_key}
+        x_BTD, _ = self(batch["tokens"], positions_BT, mask_BTS, **options)
         return jnp.take_along_axis(x_BTD, batch["target_positions"][:, :, None], axis=1)
 
-    def start(self, tokens_BT, lengths_B, limit, slots: int):
-        """Read prompts (B, T), and return the logits (B, V) of the first new token and where writing has come to.
+    def room(self, rows: int, length: int) -> KVCache:
+        """Return what is kept of texts of up to `length` tokens, of none so far."""
+        c, dtype = self.config, jnp.dtype(self.build.dtype)
+        return KVCache.zeros(
+            c.num_layers, rows, length, c.num_kv_heads, c.head_dim, dtype=dtype, rules=self.build.rules
+        )
 
-        A token's slot in the cache is its position: padding lies behind the last token of its prompt, where no query
-        looks before new tokens have overwritten it. `limit` new tokens will be read at most.
+    def begin(self, tokens_RT, lengths_R, whole_R, prefix: Prefix | None = None):
+        """Read prompts (R, T) of these lengths, behind a prefix if there is one.
+
+        Returns the hidden states (R, D) that predict each row's next token, the places (R,) where those will be read,
+        and what is kept of the rows. `whole_R` is the length that each text will have at most: what a token's angle
+        may depend on must be the same in all steps.
         """
-        (B, T), c = tokens_BT.shape, self.config
-        dims = (c.num_layers, B, T + slots, c.num_kv_heads, c.head_dim)
-        cache = KVCache.zeros(*dims, dtype=jnp.dtype(self.build.dtype), rules=self.build.rules)
-        positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-        state = Writing(cache, lengths_B, lengths_B + limit)
-        return self._read(tokens_BT, positions_BT, jnp.maximum(lengths_B - 1, 0), state)
+        R, T = tokens_RT.shape
+        places_RT = jnp.broadcast_to(jnp.arange(T)[None], (R, T))
+        x_RTD, kept = self._read(tokens_RT, places_RT, whole_R, self.room(R, T), prefix, fresh=True)
+        last_R = jnp.maximum(lengths_R - 1, 0)
+        return jnp.take_along_axis(x_RTD, last_R[:, None, None], axis=1)[:, 0], lengths_R, kept
 
-    def extend(self, token_B, state: "Writing"):
-        """Read one more token of each row, and return the logits (B, V) of the next and where writing has come to."""
-        read = self._read(token_B[:, None], state.positions_B[:, None], jnp.zeros_like(token_B), state)
-        return read[0], dataclasses.replace(read[1], positions_B=state.positions_B + 1)
+    def extend(self, token_B, place_B, whole_B, kept: KVCache, prefix: Prefix | None = None):
+        """Read one more token of each row at its place, and return hidden states (B, D) and what is kept then.
 
-    def _read(self, tokens_BT, positions_BT, last_B, state: "Writing"):
-        mask_BTS = jnp.arange(state.cache.k_LBSHK.shape[2])[None, None] <= positions_BT[:, :, None]
-        lengths_BT = jnp.broadcast_to(state.lengths_B[:, None], tokens_BT.shape)
-        options = {"lengths_BT": lengths_BT, "cache": state.cache, "slots_BT": positions_BT}
-        x_BTD, cache = self(tokens_BT, positions_BT, mask_BTS, **options)
-        x_B1D = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
-        return next_logits(self, x_B1D), dataclasses.replace(state, cache=cache)
+        Of a row whose place lies behind its room nothing is kept.
+        """
+        x_B1D, kept = self._read(token_B[:, None], place_B[:, None], whole_B, kept, prefix)
+        return x_B1D[:, 0], kept
 
+    def _read(self, tokens_BT, places_BT, whole_B, kept: KVCache, prefix: Prefix | None, *, fresh: bool = False):
+        """Read tokens into their places: a query sees what lies before its own; padding is overwritten in time."""
+        mask_BTS = jnp.arange(kept.length)[None, None] <= places_BT[:, :, None]
+        positions_BT = places_BT if prefix is None else places_BT + prefix.length
+        whole_B = whole_B if prefix is None else whole_B + prefix.length
+        lengths_BT = jnp.broadcast_to(whole_B[:, None], tokens_BT.shape)
+        options = {"lengths_BT": lengths_BT, "cache": kept, "prefix": prefix}
+        options |= {} if fresh else {"places_BT": places_BT}
+        x_BTD, written = self(tokens_BT, positions_BT, mask_BTS, **options)
+        assert written is not None
+        return x_BTD, written
 
-@struct.dataclass
-class Writing:
-    """Where generation has come to: keys and values, each row's next position, and how long each text will be.
-
-    What a token's angle may depend on must be the same in all steps, so that is the length of the whole text.
-    """
-
-    cache: KVCache
-    positions_B: jax.Array
-    lengths_B: jax.Array
+    def read_prefix(self, prefix: Prefix, tokens_P: jax.Array, count) -> Prefix:
+        """Return a prefix with `count` more tokens, the first of PREFIX_BLOCK; all calls but the last fill a block."""
+        assert tokens_P.shape == (PREFIX_BLOCK,)
+        zero_1 = jnp.zeros(1, jnp.int32)
+        _, _, own = self.begin(tokens_P[None], zero_1, zero_1, prefix)
+        return prefix.extended(own, count).constrained(self.build.rules)

@@ -1,18 +1,16 @@
 """T5's encoder-decoder (arXiv 1910.10683, 2002.05202): stacks scanned, tokens flattened to rows in every product."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 from jax.ad_checkpoint import checkpoint_name as name
 
-from fiat_jax.models.attention import KVCache, attend, visible
+from fiat_jax.models.attention import KVCache, attend, attend_kept, visible
 from fiat_jax.models.config import Build, EncoderDecoderConfig
 from fiat_jax.models.linear import EMBED_AXES, WEIGHT_STD, Linear, apply
-from fiat_jax.models.stack import ACTIVATIONS, RMSNorm, next_logits, scan_layers
-from fiat_jax.sharding import constrain
+from fiat_jax.models.stack import ACTIVATIONS, RMSNorm, scan_layers
+from fiat_jax.sharding import ShardingRules, constrain
 
 
 class Block(nnx.Module):
@@ -47,16 +45,18 @@ class Block(nnx.Module):
         self.up = linear("up", "ND,DF->NF", (D, F), ("embed", "mlp"))
         self.down = linear("down", "NF,FD->ND", (F, D), ("mlp", "embed"))
 
-    def attention(self, x_ND, mask_BTS, bias_BHTS, key, *, causal, cache=None, layer=None, slots_BT=None):
+    def attention(self, x_ND, mask_BTS, bias_BHTS, key, *, causal, cache=None, layer=None, places_BT=None):
         """Return x with what its tokens see of each other added, and the cache with this layer's written."""
         (B, T), (H, K) = mask_BTS.shape[:2], self.q.out_shape
         q, k, v = apply((self.q, self.k, self.v), self.norm_attention(x_ND), key)
         q_BTHGK, k_BSHK, v_BSHK = q.reshape(B, T, H, 1, K), k.reshape(B, T, H, K), v.reshape(B, T, H, K)
         q_BTHGK, k_BSHK, v_BSHK = name(q_BTHGK, "q"), name(k_BSHK, "k"), name(v_BSHK, "v")
-        if cache is not None:
-            cache = cache.write(layer, slots_BT, k_BSHK, v_BSHK)
-            k_BSHK, v_BSHK = cache.read(layer)
-        out_BTHGK = attend(q_BTHGK, k_BSHK, v_BSHK, mask_BTS, scale=1.0, bias_BHTS=bias_BHTS, causal=causal)
+        options = {"scale": 1.0, "bias_BHTS": bias_BHTS}
+        if cache is None:
+            out_BTHGK = attend(q_BTHGK, k_BSHK, v_BSHK, mask_BTS, causal=causal, **options)
+        else:
+            cache = cache.write(layer, places_BT, k_BSHK, v_BSHK)
+            out_BTHGK = attend_kept(q_BTHGK, (*cache.read(layer), mask_BTS), **options)
         x_ND = x_ND + self.o(name(out_BTHGK, "attended").reshape(B * T, H, K), key)
         return name(constrain(x_ND, self.rules, "batch", None), "mid"), cache
 
@@ -66,12 +66,16 @@ class Block(nnx.Module):
         k, v = apply((self.cross_k, self.cross_v), encoded_BSD.reshape(B * S, D), key)
         return tuple(name(x.reshape(B, S, *self.cross_k.out_shape), kind) for x, kind in ((k, "k"), (v, "v")))
 
-    def cross_attention(self, x_ND, memory, mask_BTS, key):
-        """Return x with what its tokens see of the encoder's added."""
+    def cross_attention(self, x_ND, mask_BTS, key, *, encoded_BSD=None, kept=None):
+        """Return x with what its tokens see of the encoder's added: of its output, or of what is kept of that."""
         (B, T), (H, K) = mask_BTS.shape[:2], self.cross_q.out_shape
         q_BTHGK = name(self.cross_q(self.norm_cross(x_ND), key).reshape(B, T, H, 1, K), "q")
-        k_BSHK, v_BSHK = memory
-        out_BTHGK = name(attend(q_BTHGK, k_BSHK, v_BSHK, mask_BTS, scale=1.0, causal=False), "attended")
+        if kept is None:
+            k_BSHK, v_BSHK = self.memory(encoded_BSD, key)
+            out_BTHGK = attend(q_BTHGK, k_BSHK, v_BSHK, mask_BTS, scale=1.0, causal=False)
+        else:
+            out_BTHGK = attend_kept(q_BTHGK, (*kept, mask_BTS), scale=1.0)
+        out_BTHGK = name(out_BTHGK, "attended")
         x_ND = x_ND + self.cross_o(out_BTHGK.reshape(B * T, H, K), key)
         return name(constrain(x_ND, self.rules, "batch", None), "mid")
 
@@ -133,10 +137,10 @@ class EncoderDecoder(nnx.Module):
 
         def run(carry, block, layer, key):
             x_ND, cache = carry
-            options = {"cache": cache, "layer": layer, "slots_BT": positions_BT, "causal": cache is None}
+            options = {"cache": cache, "layer": layer, "places_BT": positions_BT, "causal": cache is None}
             x_ND, cache = block.attention(x_ND, mask_BTS, bias_BHTS, key, **options)
-            kept = block.memory(encoded_BSD, key) if memory is None else memory.read(layer)
-            return block.mlp(block.cross_attention(x_ND, kept, cross_mask_BTS, key), key), cache
+            read = {"encoded_BSD": encoded_BSD} if memory is None else {"kept": memory.read(layer)}
+            return block.mlp(block.cross_attention(x_ND, cross_mask_BTS, key, **read), key), cache
 
         carry = (self._embed(tokens_BT), cache)
         x_ND, cache = scan_layers(run, carry, self.decoder, c.num_decoder_layers, self.build.remat, key)
@@ -180,43 +184,64 @@ class EncoderDecoder(nnx.Module):
         masks = visible(ones_BT, ones_BT), jnp.ones((B, T, T), bool)
         return self.decode(written_BT, positions_BT, *masks, encoded_BSD=self.encode(tokens_BT, ones_BT))[0]
 
-    def start(self, tokens_BS, lengths_B, limit, slots: int):
-        """Read prompts (B, S), and return the logits (B, V) of the first new token and where writing has come to."""
-        (B, S), c, dtype = tokens_BS.shape, self.config, jnp.dtype(self.build.dtype)
-        del limit  # what is written does not depend on how much will be
-        segments_BS = (jnp.arange(S)[None] < lengths_B[:, None]).astype(jnp.int32)
-        encoded_BSD = self.encode(tokens_BS, segments_BS)
+    def room(self, rows: int, length: int) -> "Kept":
+        """Return what is kept of texts of up to `length` tokens that are read, and as many written; of none so far."""
+        c, dtype = self.config, jnp.dtype(self.build.dtype)
+        dims = (c.num_decoder_layers, rows, length, c.num_heads, c.head_dim)
+        empty = KVCache.zeros(*dims, dtype=dtype, rules=self.build.rules)
+        return Kept(empty, empty, jnp.zeros(rows, jnp.int32))
 
-        def run(carry, block, layer, key):
-            return carry.put(layer, *block.memory(encoded_BSD, None))
+    def begin(self, tokens_RS, lengths_R, whole_R, prefix: None = None):
+        """Read prompts (R, S) of these lengths, and write the start token.
 
-        options = {"dtype": dtype, "rules": self.build.rules}
-        unread, cache = (
-            KVCache.zeros(c.num_decoder_layers, B, n, c.num_heads, c.head_dim, **options) for n in (S, slots)
-        )
-        memory = scan_layers(run, unread, self.decoder, c.num_decoder_layers, "none", None)
-        state = Writing(cache, memory, segments_BS[:, None, :] == 1, jnp.zeros((), jnp.int32))
-        return self.extend(jnp.full((B,), c.start_id, jnp.int32), state)
+        Returns the hidden states (R, D) that predict each row's first token, the places (R,) where it will be read,
+        and what is kept of the rows. `whole_R` is not needed; an encoder's text has no prefix that others share.
+        """
+        assert prefix is None
+        (R, S), c = tokens_RS.shape, self.config
+        encoded_RSD = self.encode(tokens_RS, (jnp.arange(S)[None] < lengths_R[:, None]).astype(jnp.int32))
 
-    def extend(self, token_B, state: "Writing"):
-        """Read one more token of each row, and return the logits (B, V) of the next and where writing has come to."""
-        (B,), slots = token_B.shape, state.cache.k_LBSHK.shape[2]
-        positions_BT = jnp.full((B, 1), state.position)
-        mask_BTS = jnp.broadcast_to(jnp.arange(slots)[None, None] <= state.position, (B, 1, slots))
-        x_BTD, cache = self.decode(
-            token_B[:, None], positions_BT, mask_BTS, state.mask_B1S, memory=state.memory, cache=state.cache
-        )
-        return next_logits(self, x_BTD), dataclasses.replace(state, cache=cache, position=state.position + 1)
+        def run(memory, block, layer, key):
+            return memory.put(layer, *block.memory(encoded_RSD, None))
+
+        kept = self.room(R, S)
+        memory = scan_layers(run, kept.memory, self.decoder, c.num_decoder_layers, "none", None)
+        first_R, place_R = jnp.full((R,), c.start_id, jnp.int32), jnp.zeros(R, jnp.int32)
+        x_RD, kept = self.extend(first_R, place_R, whole_R, Kept(kept.cache, memory, lengths_R))
+        return x_RD, place_R + 1, kept
+
+    def extend(self, token_B, place_B, whole_B, kept: "Kept", prefix: None = None):
+        """Read one more token of each row at its place, and return hidden states (B, D) and what is kept then.
+
+        Of a row whose place lies behind its room nothing is kept.
+        """
+        del whole_B, prefix
+        mask_B1S = jnp.arange(kept.cache.length)[None, None] <= place_B[:, None, None]
+        read_B1S = jnp.arange(kept.memory.length)[None, None] < kept.read_B[:, None, None]
+        options = {"memory": kept.memory, "cache": kept.cache}
+        x_B1D, cache = self.decode(token_B[:, None], place_B[:, None], mask_B1S, read_B1S, **options)
+        return x_B1D[:, 0], Kept(cache, kept.memory, kept.read_B)
 
 
 @struct.dataclass
-class Writing:
-    """Where generation has come to: the decoder's keys and values, those of what it read, and the next position."""
+class Kept:
+    """Keys and values of what the decoder wrote and of what the encoder read, and how many of the latter (B,)."""
 
     cache: KVCache
     memory: KVCache
-    mask_B1S: jax.Array
-    position: jax.Array
+    read_B: jax.Array
+
+    def put_rows(self, rows_C: jax.Array, other: "Kept", source_C: jax.Array) -> "Kept":
+        """Put rows of another in place of these; rows behind the last are none."""
+        return Kept(
+            self.cache.put_rows(rows_C, other.cache, source_C),
+            self.memory.put_rows(rows_C, other.memory, source_C),
+            self.read_B.at[rows_C].set(other.read_B[source_C], mode="drop"),
+        )
+
+    def constrained(self, rules: ShardingRules) -> "Kept":
+        """Return it laid out by the rules."""
+        return Kept(self.cache.constrained(rules), self.memory.constrained(rules), self.read_B)
 
 
 def bucket_table(num_buckets: int, max_distance: int, *, bidirectional: bool) -> np.ndarray:

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fiat_jax.errors import UserError, did_you_mean
+from fiat_jax.models.attention import Prefix
 from fiat_jax.models.checkpoints import host_array, load_array, open_checkpoint
 from fiat_jax.models.config import Build, Config, EncoderDecoderConfig
 from fiat_jax.models.decoder import Decoder
@@ -52,7 +53,8 @@ class Model:
     """A decoder or an encoder-decoder on a mesh.
 
     `trainable` and `frozen` are pytrees of arrays (NNX states) that `graphdef` puts together: adapters and base under
-    LoRA; everything and nothing when all weights are tuned. Both are arguments of every compiled function.
+    LoRA; everything and nothing when all weights are tuned; nothing and everything in a model that only answers. Both
+    are arguments of every compiled function.
     """
 
     config: Config
@@ -76,16 +78,25 @@ class Model:
             trainable = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, trainable)
         return nnx.merge(self.graphdef, trainable, frozen)
 
+    def skeleton(self) -> Decoder | EncoderDecoder:
+        """Return the module, for what needs its configuration alone: its arrays may be mere shapes."""
+        return nnx.merge(self.graphdef, self.trainable, self.frozen)
+
     def loss(self, trainable, frozen, batch, dropout_key=None) -> jax.Array:
         """Return the weighted sum of the targets' negative log-probabilities, a float32 scalar (a pure function)."""
         module = self.module(trainable, frozen)
         x_BMD, cap = module.target_states(batch, dropout_key), self.config.logit_cap
         return cross_entropy(x_BMD, module.head_VD, batch["targets"], batch["weights"], cap)
 
-    def log_probs(self, trainable, frozen, batch) -> jax.Array:
-        """Return the float32 log-probability (B, M) of every target, whatever its weight (a pure function)."""
+    def log_probs(self, trainable, frozen, batch, prefix: Prefix | None = None) -> jax.Array:
+        """Return the float32 log-probability (B, M) of every target, whatever its weight (a pure function).
+
+        All texts of the batch stand behind the prefix, if there is one; only a decoder's can.
+        """
         module = self.module(trainable, frozen)
-        return target_log_probs(module.target_states(batch), module.head_VD, batch["targets"], self.config.logit_cap)
+        behind = {} if prefix is None else {"prefix": prefix}
+        x_BMD = module.target_states(batch, **behind)  # pyright: ignore
+        return target_log_probs(x_BMD, module.head_VD, batch["targets"], self.config.logit_cap)
 
     def num_parameters(self) -> tuple[int, int]:
         """Return how many parameters are trained and how many are frozen."""
@@ -95,7 +106,8 @@ class Model:
     def weights(self, trainable=None) -> nnx.State:
         """Return the base's weights (all parameters but adapters)."""
         trainable = self.trainable if trainable is None else trainable
-        return trainable if self.lora is None else nnx.filter_state(self.frozen, Weight)
+        tuned = self.lora is None and len(trainable) > 0
+        return trainable if tuned else nnx.filter_state(self.frozen, Weight)
 
 
 def _module(config: Config, build: Build, rngs: nnx.Rngs) -> Decoder | EncoderDecoder:
@@ -128,11 +140,21 @@ def _initialiser(config: Config, build: Build, mesh: Mesh, kind):
     return jax.jit(make, out_shardings=shardings, compiler_options=options)
 
 
+def _builds(
+    config: Config, family: Family, lora: LoraConfig | None, tuned: bool, dtype: str, remat: str, rules: ShardingRules
+) -> tuple[Build, Build]:
+    """Return how weights are held, and how the model computes: where all are tuned they are held in float32."""
+    slots = () if lora is None else resolve(lora, family.modules(config))
+    held = "float32" if lora is None and tuned else dtype
+    return Build(slots, held, remat, rules), Build(slots, dtype, remat, rules)
+
+
 def random_model(
     config: Config,
     mesh: Mesh,
     *,
     lora: LoraConfig | None = None,
+    tuned: bool = True,
     dtype: str = "float32",
     remat: str = "products",
     rules: ShardingRules = TRAIN,
@@ -140,10 +162,25 @@ def random_model(
     family: Family = LLAMA,
 ) -> Model:
     """Return a model of random weights, created sharded, never whole on one device."""
-    slots = () if lora is None else resolve(lora, family.modules(config))
-    build = Build(slots, "float32" if lora is None else dtype, remat, rules)
-    state = _initialiser(config, build, mesh, nnx.Variable)(seed)
-    return _assemble(config, family, mesh, dataclasses.replace(build, dtype=dtype), state, lora)
+    held, computing = _builds(config, family, lora, tuned, dtype, remat, rules)
+    state = _initialiser(config, held, mesh, nnx.Variable)(seed)
+    return _assemble(config, family, mesh, computing, state, lora, tuned)
+
+
+def abstract_model(
+    config: Config,
+    mesh: Mesh,
+    *,
+    lora: LoraConfig | None = None,
+    tuned: bool = True,
+    dtype: str = "float32",
+    remat: str = "products",
+    rules: ShardingRules = TRAIN,
+    family: Family = LLAMA,
+) -> Model:
+    """Return a model of `jax.ShapeDtypeStruct`s with shardings: enough to compile for a mesh that is not there."""
+    held, computing = _builds(config, family, lora, tuned, dtype, remat, rules)
+    return _assemble(config, family, mesh, computing, abstract_state(config, held, mesh)[1], lora, tuned)
 
 
 def load_model(
@@ -151,19 +188,22 @@ def load_model(
     mesh: Mesh,
     *,
     lora: LoraConfig | None = None,
+    tuned: bool = True,
     rules: ShardingRules = TRAIN,
     seed: int = 0,
 ) -> Model:
     """Read a Hugging Face directory onto a mesh; `seed` initialises the adapter.
+
+    Without `lora` all weights are tuned, and held in float32; not `tuned`, they are frozen, and held in the model's
+    dtype.
 
     Raises:
         UserError: what is wrong with the directory: architecture, options, and all missing, extra or misshapen tensors.
     """
     checkpoint = open_checkpoint(model.path)
     family, config, files = checkpoint.family, checkpoint.config, checkpoint.files
-    slots = () if lora is None else resolve(lora, family.modules(config))
-    build = Build(slots, "float32" if lora is None else model.dtype, model.remat, rules)
-    _, abstract = abstract_state(config, build, mesh)
+    held, computing = _builds(config, family, lora, tuned, model.dtype, model.remat, rules)
+    _, abstract = abstract_state(config, held, mesh)
     tensors = {tensor.path: tensor for tensor in family.present(config)}
 
     loaded = []
@@ -174,15 +214,15 @@ def load_model(
         loaded.append((path, variable.replace(array)))
     state = nnx.from_flat_state(loaded)
     if lora is not None:
-        fresh = _initialiser(config, build, mesh, (nnx.LoRAParam, LoraScale))
+        fresh = _initialiser(config, held, mesh, (nnx.LoRAParam, LoraScale))
         state = nnx.merge_state(state, fresh(seed))
-    built = _assemble(config, family, mesh, dataclasses.replace(build, dtype=model.dtype), state, lora)
+    built = _assemble(config, family, mesh, computing, state, lora, tuned)
     known = {"directory": model.path, "hf_config": checkpoint.hf_config, "fingerprint": files.fingerprint()}
     return dataclasses.replace(built, **known)
 
 
-def _assemble(config, family, mesh, build, state, lora) -> Model:
-    trained = Weight if lora is None else nnx.LoRAParam
+def _assemble(config, family, mesh, build, state, lora, tuned=True) -> Model:
+    trained = Weight if lora is None and tuned else nnx.LoRAParam
     skeleton = nnx.eval_shape(lambda: _module(config, build, nnx.Rngs(0)))
     graphdef, _, _ = nnx.split(skeleton, trained, ...)
     trainable, frozen = nnx.split_state(state, trained, ...)

@@ -57,6 +57,6 @@ def scan_layers(run: Callable, carry: Any, blocks: nnx.Module, num_layers: int, 
     return jax.lax.scan(one, carry, (jnp.arange(num_layers), stacked))[0]
 
 
-def next_logits(module: Any, x_B1D: jax.Array) -> jax.Array:
+def next_logits(module: Any, x_BD: jax.Array) -> jax.Array:
     """Return a model's float32 logits (B, V) of one hidden state a row."""
-    return logits_of(x_B1D, module.head_VD, module.config.logit_cap)[:, 0]
+    return logits_of(x_BD[:, None], module.head_VD, module.config.logit_cap)[:, 0]

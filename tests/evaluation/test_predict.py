@@ -10,7 +10,6 @@ from fiat_jax.data.examples import Example, Examples
 from fiat_jax.errors import UserError
 from fiat_jax.evaluation.predict import (
     answer_predictions,
-    generate_greedily,
     label_predictions,
     rank_classification,
     text_predictions,
@@ -78,38 +77,6 @@ def test_a_diverged_model_is_an_error_naming_the_row(examples, candidates):
     batches = ScoringBatches(examples, candidates, row_length=64, batch_rows=2)
     with pytest.raises(UserError, match=r"row 'row-0': .*training diverged"):
         rank_classification(lambda batch: np.full_like(_score(batch), np.nan), examples, candidates, batches)
-
-
-def _generate(inputs, max_new_tokens):
-    """Walk the table greedily; like an engine of fixed shapes, go on after the end-of-text token."""
-    assert sorted(map(len, inputs), reverse=True) == list(map(len, inputs))
-    found = []
-    for ids in inputs:
-        sequence = [int(ids[-1])]
-        while len(sequence) <= max_new_tokens:
-            sequence.append(int(LOG_PROBS_VV[sequence[-1]].argmax()))
-        found.append(sequence[1:])
-    return found
-
-
-def test_generated_texts_stand_in_the_order_of_the_inputs_and_stop_at_end_of_text(examples):
-    inputs = [example.inputs for example in examples]
-    sizes, seen = [], []
-    texts = generate_greedily(
-        lambda batch, n: (sizes.append(len(batch)), _generate(batch, n))[1],
-        inputs,
-        lambda ids: " ".join(map(str, ids)),
-        eos_id=EOS,
-        max_new_tokens=6,
-        batch_size=16,
-        progress=lambda *done: seen.append(done),
-    )
-    alone = [_generate([ids], 6)[0] for ids in inputs]
-    expected = [ids[: ids.index(EOS)] if EOS in ids else ids for ids in alone]
-    assert texts == [" ".join(map(str, ids)) for ids in expected]
-    assert {len(ids) for ids in expected} - {6}, "no text ended before the limit"
-    assert sizes == [16, 16, 16, 2]
-    assert seen == [(16, 50), (32, 50), (48, 50), (50, 50)]
 
 
 def _task(**changes) -> Task:

@@ -6,15 +6,18 @@ import jax
 import numpy as np
 import pytest
 from support.louder import louder
+from support.texts import full_pass_texts
 
 from fiat_jax.errors import UserError
-from fiat_jax.inference.engine import Engine, EngineConfig
-from fiat_jax.inference.generate import Generator
+from fiat_jax.inference import memory
+from fiat_jax.inference.config import EngineConfig
+from fiat_jax.inference.engine import Engine
 from fiat_jax.inference.requests import Request
-from fiat_jax.models.config import DecoderConfig, Reach
+from fiat_jax.models.config import DecoderConfig, EncoderDecoderConfig, Reach
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import random_model
 from fiat_jax.models.rope import Rope
+from fiat_jax.models.stack import next_logits
 from fiat_jax.sharding import MeshConfig
 
 TINY = DecoderConfig(
@@ -33,6 +36,13 @@ WINDOWED = dataclasses.replace(
     layer_reaches=(0, 1, 0),
     attention_cap=5.0,
     qk_norm=True,
+)
+LONG_ROPED = dataclasses.replace(
+    TINY, reaches=(Reach(None, Rope(kind="dynamic", factor=4.0, original_length=24)),), max_length=96
+)
+EXPERTS = dataclasses.replace(TINY, num_experts=4, experts_per_token=2, mlp_width=24)
+READER = EncoderDecoderConfig(
+    vocab_size=61, width=32, num_layers=2, num_decoder_layers=3, num_heads=4, head_dim=8, mlp_width=48, num_buckets=8
 )
 CONFIG = EngineConfig(slots=4, slot_length=48, block=4, prefill_rows=2, shortest_bucket=16, stops=2, stop_length=3)
 SHARED = dataclasses.replace(CONFIG, prefix_length=700)
@@ -78,8 +88,7 @@ def asked(prompts, count=14, **options):
 
 
 def test_greedy_text_is_that_of_one_text_at_a_time(engine, model, prompts):
-    alone = Generator(model, NO_END)
-    expected = [alone([np.array(prompt, np.int32)], 14)[0] for prompt in prompts]
+    expected = full_pass_texts(model, prompts, 14)
     assert len({tuple(text) for text in expected}) == len(prompts)
     assert texts(engine.generate(asked(prompts))) == expected
     assert texts(engine.generate(asked(prompts[::-1]))) == expected[::-1]
@@ -88,21 +97,54 @@ def test_greedy_text_is_that_of_one_text_at_a_time(engine, model, prompts):
 @pytest.mark.parametrize("config", [TINY, WINDOWED], ids=["plain", "windows and caps"])
 def test_with_a_declared_prefix_the_text_is_that_of_prompts_that_begin_with_it(config, one_device, prompts, prefix):
     model = model_of(config, one_device)
-    engine, alone = Engine(model, NO_END, SHARED), Generator(model, NO_END)
-    expected = [alone([np.array([*prefix, *prompt], np.int32)], 10)[0] for prompt in prompts]
+    engine = Engine(model, NO_END, SHARED)
+    expected = full_pass_texts(model, [[*prefix, *prompt] for prompt in prompts], 10)
     key = engine.add_prefix(prefix)
     found = engine.generate(asked(prompts, 10, prefix=key))
     assert texts(found) == expected
-    plain = [alone([np.array(prompt, np.int32)], 10)[0] for prompt in prompts]
+    plain = full_pass_texts(model, prompts, 10)
     assert texts(engine.generate(asked(prompts, 10))) == plain != expected
+
+
+@pytest.mark.parametrize("config", [READER, EXPERTS, LONG_ROPED], ids=["encoder-decoder", "experts", "dynamic rope"])
+@pytest.mark.parametrize("mesh", [MeshConfig(1, 1, 1), MeshConfig(2, 2, 2)], ids=["one device", "eight"])
+def test_every_kind_of_model_answers_alike_in_any_company(config, mesh, prompts):
+    model = model_of(config, mesh.build(jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]))
+    requests = [*asked(prompts, 9), *asked(prompts[:4], 5, temperature=1.0, seed=5, samples=2)]
+    together = Engine(model, NO_END, dataclasses.replace(CONFIG, prefill_rows=4)).generate(requests)
+    other = dataclasses.replace(CONFIG, slots=8, block=3, prefill_rows=4, order="arrival")
+    engine = Engine(model, NO_END, other)
+    assert texts([engine.generate([request])[0] for request in requests]) == texts(together)
+    assert len({tuple(text) for text in texts(together)[: len(prompts)]}) == len(prompts)
+    if config is EXPERTS:
+        assert texts(together)[: len(prompts)] == full_pass_texts(model, prompts, 9)
+
+
+def test_a_long_text_of_a_rope_that_knows_its_length_is_turned_for_the_whole_of_it(one_device, prompts):
+    """As the decoder alone would read it, given the length that the text may come to."""
+    model = model_of(LONG_ROPED, one_device)
+    engine = Engine(model, NO_END, CONFIG)
+    (long,), (short,) = (engine.generate([Request(prompts[5], count)])[0] for count in (14, 6))
+    assert long.tokens[:6] != short.tokens[:6] or long.log_probs[:6] != short.log_probs[:6]
+    module = model.skeleton()
+
+    def step(tokens, whole):
+        ids = np.array([tokens], np.int32)
+        x_RD, _, _ = module.begin(ids, np.array([len(tokens)]), np.array([whole]))
+        return np.asarray(next_logits(module, x_RD))[0]
+
+    ids = list(prompts[5])
+    for token, log_prob in zip(long.tokens[:4], long.log_probs[:4], strict=True):
+        table = jax.nn.log_softmax(step(ids, len(prompts[5]) + 14))
+        assert (int(table.argmax()), float(table[token])) == (token, pytest.approx(log_prob, abs=1e-4))
+        ids.append(token)
 
 
 def test_requests_of_several_prefixes_are_each_answered_by_their_own(shared, model, prompts, prefix):
     keys = [shared.add_prefix(prefix), shared.add_prefix(prefix[:40]), ""]
     heads = {keys[0]: prefix, keys[1]: prefix[:40], "": []}
     requests = [Request(prompt, 6, prefix=keys[n % 3]) for n, prompt in enumerate(prompts)]
-    alone = Generator(model, NO_END)
-    expected = [alone([np.array([*heads[r.prefix], *r.tokens], np.int32)], 6)[0] for r in requests]
+    expected = full_pass_texts(model, [[*heads[r.prefix], *r.tokens] for r in requests], 6)
     assert texts(shared.generate(requests)) == expected
 
 
@@ -180,6 +222,60 @@ def test_what_is_cancelled_leaves_the_others_as_they_are(engine, prompts):
     assert texts(engine.generate(asked(prompts, 14))) == expected
 
 
+@pytest.mark.parametrize("config", [TINY, READER], ids=["decoder", "encoder-decoder"])
+def test_nothing_of_what_a_slot_held_is_read_by_its_next_sequence(config, one_device, prompts):
+    engine = Engine(model_of(config, one_device), NO_END, CONFIG)
+    requests = [*asked(prompts, 12), *asked(prompts, 8, temperature=1.0, seed=3)]
+    expected = texts(engine.generate(requests))
+
+    def poison():
+        free = np.array([slot not in engine._scheduler.running for slot in range(CONFIG.slots)])
+        kept = jax.tree.map(
+            lambda x: x.at[:, free].set(np.nan) if x.ndim == 5 else x.at[free].set(CONFIG.slot_length),
+            engine._slots.kept,
+        )
+        engine._slots = dataclasses.replace(engine._slots, kept=kept)
+        return int(free.sum())
+
+    numbers, found, poisoned = [engine.submit(request) for request in requests], {}, poison()
+    while len(found) < len(requests):
+        found |= {one.request_id: one.tokens for one in engine.step()}
+        poisoned += poison()
+    assert poisoned > CONFIG.slots
+    assert [found[number] for number in numbers] == expected
+
+
+def test_random_arrivals_cancellations_and_refills_change_no_text(shared, prompts, prefix):
+    rng = np.random.default_rng(8)
+    keys = ["", shared.add_prefix(prefix)]
+    requests = [
+        Request(
+            prompts[rng.integers(len(prompts))],
+            int(rng.integers(1, 14)),
+            prefix=keys[rng.integers(2)],
+            temperature=float(rng.integers(2)),
+            seed=int(rng.integers(9)),
+            samples=int(rng.integers(1, 3)),
+        )
+        for _ in range(40)
+    ]
+    expected = [texts(shared.generate([request])) for request in requests]
+    waiting, found, dropped = dict(enumerate(requests)), {}, set()
+    numbers: dict[int, int] = {}
+    while len(found) < sum(request.samples for request in requests):
+        for index in list(waiting)[: rng.integers(4)]:
+            numbers[shared.submit(waiting.pop(index))] = index
+        for number in list(numbers):
+            if rng.random() < 0.02:
+                shared.cancel(number)
+                dropped.add(numbers[number])
+        found |= {(numbers[one.request_id], one.sample): one for one in shared.step()}
+    assert 0 < len(dropped) < 20
+    for (index, sample), one in found.items():
+        text = expected[index][sample]
+        assert one.tokens == (text if one.finish_reason != "cancelled" else text[: len(one.tokens)])
+
+
 def test_a_deadline_gives_a_request_up(engine, prompts):
     engine.submit(Request(prompts[0], 30, deadline=-1.0))
     (one,) = engine.run()
@@ -193,12 +289,14 @@ def test_every_mesh_gives_the_same_text(mesh, shared, prompts, prefix):
     assert texts(split.generate(asked(prompts, 8, prefix=split.add_prefix(prefix)))) == expected
 
 
-def test_adapters_are_applied(one_device, prompts):
-    adapted = model_of(TINY, one_device, lora=LoraConfig(rank=2))
-    adapted = dataclasses.replace(adapted, trainable=jax.tree.map(lambda x: x + 0.1, adapted.trainable))
-    alone = Generator(adapted, NO_END)
-    expected = [alone([np.array(prompt, np.int32)], 8)[0] for prompt in prompts]
-    assert texts(Engine(adapted, NO_END, CONFIG).generate(asked(prompts, 8))) == expected
+def test_adapters_are_applied_and_others_may_take_their_place(one_device, prompts):
+    model = model_of(TINY, one_device, lora=LoraConfig(rank=2))
+    adapted = dataclasses.replace(model, trainable=jax.tree.map(lambda x: x + 0.1, model.trainable))
+    expected = full_pass_texts(adapted, prompts, 8)
+    engine = Engine(model, NO_END, CONFIG)
+    assert texts(engine.generate(asked(prompts, 8))) != expected
+    engine.use(adapted.trainable)
+    assert texts(engine.generate(asked(prompts, 8))) == expected
 
 
 def test_nothing_is_compiled_once_the_engine_is_made(shared, prompts, prefix):
@@ -245,3 +343,25 @@ def test_a_prefix_or_slots_that_the_model_cannot_read_are_refused(model, shared)
         shared.add_prefix([1] * 701)
     with pytest.raises(UserError, match="come to 2049 tokens; the model reads 2048"):
         Engine(model, NO_END, dataclasses.replace(CONFIG, slot_length=2049))
+
+
+def test_more_memory_than_there_is_is_refused_before_anything_is_compiled(model, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**20)
+    monkeypatch.setattr("fiat_jax.inference.engine.compile_programs", lambda *_: pytest.fail("compiled"))
+    with pytest.raises(UserError) as error:
+        Engine(model, NO_END, dataclasses.replace(CONFIG, slots=1024, slot_length=1024, prefix_length=1024))
+    assert "1024 slots of 1024 tokens and a prefix of 1024 take" in str(error.value)
+    assert "lower EngineConfig.slots or slot_length" in str(error.value)
+
+
+@pytest.mark.parametrize("config", [TINY, READER], ids=["decoder", "encoder-decoder"])
+@pytest.mark.parametrize("mesh", [MeshConfig(1, 1, 1), MeshConfig(2, 2, 2), MeshConfig(1, 1, 8)])
+def test_the_bytes_that_are_counted_are_those_that_are_kept(config, mesh):
+    model = model_of(config, mesh.build(jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]))
+    prefix = 0 if config is READER else 512
+    engine = Engine(model, NO_END, dataclasses.replace(CONFIG, slots=8, prefill_rows=4, prefix_length=prefix))
+    kept = [x for x in jax.tree.leaves(engine._slots.kept) if x.ndim == 5]
+    if prefix:
+        kept += [x for x in jax.tree.leaves(engine._prefixes.get("")) if x.ndim == 4] * 2
+    counted = memory.kept_bytes(model, 8, CONFIG.slot_length, prefix)
+    assert counted == sum(x.addressable_shards[0].data.nbytes for x in kept)

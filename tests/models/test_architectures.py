@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from support.texts import engine_texts
 
 from fiat_jax.data.batches import TrainBatches
 from fiat_jax.data.examples import Example, Examples
-from fiat_jax.inference.generate import Generator
 from fiat_jax.models import model as models
 from fiat_jax.models.checkpoints import read_config, write_model
 from fiat_jax.models.config import Reach
@@ -188,7 +188,7 @@ def test_greedy_text_is_that_of_transformers(some, one_device):
     prompts = [np.random.default_rng(i).integers(0, 40, length).astype(np.int32) for i, length in enumerate((25, 30))]
     if theirs.config.rope_parameters.get("rope_type") == "dynamic":
         pytest.skip("transformers keeps keys that were turned for a shorter text; we turn all keys for the whole text")
-    ours = Generator(load_model(ModelConfig(str(some)), one_device), eos_id=-1)(prompts, 12)
+    ours = engine_texts(load_model(ModelConfig(str(some)), one_device), prompts, 12)
     for prompt, text in zip(prompts, ours, strict=True):
         ids, options = torch.tensor(prompt[None]), {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
         expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), **options)
@@ -198,10 +198,11 @@ def test_greedy_text_is_that_of_transformers(some, one_device):
 def test_the_text_of_a_row_does_not_depend_on_what_shares_its_batch(some, one_device):
     """Lengths around a window, an original length and a padded one."""
     model = load_model(ModelConfig(str(some)), one_device)
-    rng, generator = np.random.default_rng(1), Generator(model, eos_id=-1)
+    rng = np.random.default_rng(1)
     prompts = [rng.integers(0, 40, length).astype(np.int32) for length in (9, 40, 13, 18, 2)]
     prompts = [prompt for prompt in prompts if len(prompt) + 6 <= model.config.max_length]
-    assert generator(prompts, 6) == [generator([prompt], 6)[0] for prompt in prompts]
+    together = engine_texts(model, prompts, 6, slots=2)
+    assert together == [engine_texts(model, [prompt], 6)[0] for prompt in prompts]
 
 
 def test_packed_rows_give_the_loss_of_the_rows_alone(some, one_device):

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
+from support.texts import engine_texts
 
 from fiat_jax.data.batches import ScoringBatches, TrainBatches
 from fiat_jax.data.examples import Example, Examples
 from fiat_jax.data.layout import EncoderDecoderLayout
 from fiat_jax.errors import UserError
-from fiat_jax.inference.generate import Generator
 from fiat_jax.models.checkpoints import write_model
 from fiat_jax.models.encoder_decoder import bucket_table
 from fiat_jax.models.lora import LoraConfig
@@ -137,7 +137,7 @@ def test_greedy_text_is_that_of_transformers_whatever_shares_the_batch(checkpoin
 
     reference = AutoModelForSeq2SeqLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     prompts = [np.random.default_rng(i).integers(2, 40, n).astype(np.int32) for i, n in enumerate((25, 3, 33))]
-    ours = Generator(load(checkpoint, one_device), eos_id=-1)(prompts, 12)
+    ours = engine_texts(load(checkpoint, one_device), prompts, 12)
     for prompt, text in zip(prompts, ours, strict=True):
         ids = torch.tensor(prompt[None])
         options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "decoder_start_token_id": 0}

@@ -1,0 +1,39 @@
+"""Log-probabilities of given targets, teacher-forced: how labels are ranked."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fiat_jax.models.attention import Prefix
+from fiat_jax.models.model import Model
+
+
+class TargetScorer:
+    """Scores packed rows with one model, on the mesh that holds it; one program for each shape of batch.
+
+    Rows hold texts with the answers that may follow them, as `data.layout` packs them: a text is read once for all its
+    answers, and a prefix that all texts begin with once for all rows.
+    """
+
+    def __init__(self, model: Model):
+        self.model = model
+        self._run = jax.jit(model.log_probs, out_shardings=NamedSharding(model.mesh, PartitionSpec()))
+        self._rows = NamedSharding(model.mesh, PartitionSpec(model.build.rules.batch))
+
+    def __call__(
+        self, batch: Mapping[str, np.ndarray], prefix: Prefix | None = None, trainable: nnx.State | None = None
+    ) -> jax.Array:
+        """Return log P of the targets of a batch, float32 [rows, M], the same on every host and not waited for.
+
+        `batch` is the whole one on every host; positions count from the end of the prefix (of a decoder) on.
+        `trainable` stands in for the model's own, say in the middle of training; the compiled programs stay.
+        """
+        rows, process = len(batch["targets"]), jax.process_index()
+        share = rows // jax.process_count()
+        local = {name: array[process * share : (process + 1) * share] for name, array in batch.items()}
+        placed = {n: jax.make_array_from_process_local_data(self._rows, array) for n, array in local.items()}
+        trainable = self.model.trainable if trainable is None else trainable
+        return self._run(trainable, self.model.frozen, placed, prefix)
