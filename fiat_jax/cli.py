@@ -61,9 +61,10 @@ def _parser() -> argparse.ArgumentParser:
         if name == "try":
             made.add_argument("--rows", type=int, default=20, help="how many, from the first")
 
-    reason = verb("reason", "fill the reasoning store: import a file, or ask an endpoint")
+    reason = verb("reason", "fill the reasoning store: import a file, or ask a model")
     reason.add_argument("--import", dest="files", action="append", metavar="FILE", help="a file with reasoning")
-    reason.add_argument("--backend", choices=["openai"], help="ask an OpenAI-compatible endpoint (Endpoint.url)")
+    backends = "native: the engine of this process (Native.path); openai: a compatible endpoint (Endpoint.url)"
+    reason.add_argument("--backend", choices=["native", "openai"], help=backends)
     reason.add_argument("--workdir", type=Path, default=Path("."), help="where quarantined rows are written")
     reason.add_argument("--dry_run", action="store_true", help="with --backend: show the token bill, then stop")
 
@@ -208,17 +209,23 @@ def _prompt_try(args, bindings) -> int:
 
 def _reason(args, bindings) -> int:
     from fiat_jax.errors import UserError
-    from fiat_jax.experiments import reason, sections
+    from fiat_jax.experiments import reason, runtime, sections
 
     config = _config(args, bindings)
     if bool(args.files) == bool(args.backend):
-        raise UserError("give either --import FILE or --backend=openai")
+        raise UserError("give either --import FILE or --backend=native or --backend=openai")
     if args.files and args.dry_run:
         raise UserError("an import asks no model and has no dry run; leave out --dry_run")
     if args.files:
         reason.import_files(config.build(sections.Import), args.files, _console())
     else:
-        reason.ask_endpoint(config.build(sections.Reason), args.workdir, args.dry_run, _console())
+        asked = args.workdir, args.dry_run, _console()
+        if args.backend == "openai":
+            reason.ask_endpoint(config.build(sections.Reason), config.build(sections.Endpoint), *asked)
+        else:
+            runtime.start()
+            native, mesh = config.build(sections.Native), config.build(sections.MeshConfig)
+            reason.ask_engine(config.build(sections.Reason), native, mesh, *asked)
     return 0
 
 

@@ -11,6 +11,7 @@ from fiat_jax.experiments.spec import Data, Experiment, Mixture, Prompts, Reason
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import ModelConfig
 from fiat_jax.reasoning.drive import GenerateOptions
+from fiat_jax.reasoning.native import Native
 from fiat_jax.reasoning.openai import Endpoint
 from fiat_jax.sharding import MeshConfig
 from fiat_jax.tasks.task import Task
@@ -33,6 +34,7 @@ SECTIONS: dict[str, type] = {
     "Import": Import,
     "Reason": Reason,
     "Endpoint": Endpoint,
+    "Native": Native,
     "Generate": GenerateOptions,
     "PromptLook": PromptLook,
 }
@@ -83,6 +85,7 @@ __all__ = [
     "Import",
     "MeshConfig",
     "Mixture",
+    "Native",
     "PromptLook",
     "Prompts",
     "Reason",

@@ -120,7 +120,7 @@ class Engine:
         numbers = [self.submit(request) for request in requests]
         found = {(one.request_id, one.sample): one for one in self.run()}
         return [
-            [_completion(found[number, sample]) for sample in range(request.samples)]
+            [found[number, sample].completion for sample in range(request.samples)]
             for number, request in zip(numbers, requests, strict=True)
         ]
 
@@ -147,6 +147,10 @@ class Engine:
             self._take(launched)
         done, self._done = self._done, []
         return done
+
+    def progress(self) -> list[tuple[int, int, Sequence[int]]]:
+        """Return number, sample and new tokens so far of every sequence that has a slot."""
+        return [(one.request_id, one.sample, one.tokens) for one in self._scheduler.running.values()]
 
     def _admit_waiting(self) -> None:
         """Fill free slots, prompts of like length together."""
@@ -219,11 +223,6 @@ class Engine:
                 f"temperature is 0 or more, top_p in (0, 1], top_k 0 or more; got {request.temperature}, "
                 f"{request.top_p}, {request.top_k}"
             )
-
-
-def _completion(one: Queued) -> Completion:
-    assert one.finish_reason is not None
-    return Completion(tuple(one.tokens), tuple(one.log_probs), one.finish_reason)
 
 
 @functools.lru_cache(4096)

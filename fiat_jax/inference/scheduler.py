@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from fiat_jax.inference.requests import FinishReason, Request
+from fiat_jax.inference.requests import Completion, FinishReason, Request
 
 Order = Literal["longest", "arrival"]
 
@@ -26,6 +26,12 @@ class Sequence:
     def weight(self) -> int:
         """How many tokens it may come to."""
         return len(self.request.tokens) + self.request.max_new_tokens
+
+    @property
+    def completion(self) -> Completion:
+        """What it has come to, once it is over."""
+        assert self.finish_reason is not None
+        return Completion(tuple(self.tokens), tuple(self.log_probs), self.finish_reason)
 
 
 class Scheduler:

@@ -1,0 +1,173 @@
+"""θ_β in this process: the engine, asked as any other backend."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fiat_jax.errors import UserError
+from fiat_jax.inference.config import EngineConfig
+from fiat_jax.inference.engine import Engine
+from fiat_jax.inference.requests import Request
+from fiat_jax.inference.worker import Worker
+from fiat_jax.models.checkpoints import open_checkpoint
+from fiat_jax.models.config import DecoderConfig
+from fiat_jax.models.model import ModelConfig, load_model
+from fiat_jax.prompts.render import ReasoningPrompt
+from fiat_jax.prompts.tokenizer import Tokenizer
+from fiat_jax.reasoning.backend import Completion, Refused
+from fiat_jax.sharding import MeshConfig, axis_size
+
+logger = logging.getLogger(__name__)
+SHORTEST_PREFIX = 16  # tokens: shorter ones are read with each request
+MOST_PREFIXES = 8  # that are held at once, one for each set of exemplars
+
+
+@dataclass(frozen=True)
+class Native:
+    """θ_β's weights, and how many requests the engine answers at once.
+
+    Args:
+        path: a directory in Hugging Face layout, with its tokenizer.
+        name: what the store calls the model; the directory's name by default.
+        dtype: of weights and activations.
+        slots, block, prefill_rows: see `EngineConfig`; its lengths follow from the prompts.
+        prefixes: a directory that keeps the keys and values of I_β for the next run; empty: they are not kept.
+    """
+
+    path: str = ""
+    name: str = ""
+    dtype: str = "bfloat16"
+    slots: int = 64
+    block: int = 16
+    prefill_rows: int = 8
+    prefixes: str = ""
+
+    def __post_init__(self):
+        if not self.path:
+            raise UserError("no weights of θ_β: give --gin.Native.path=DIRECTORY (Hugging Face layout)")
+        ModelConfig(self.path, self.dtype)
+
+
+class NativeBackend:
+    """The engine as a backend: loaded and compiled with the first prompt, for what `expect` was told will come."""
+
+    def __init__(self, native: Native, mesh: MeshConfig, tokenizer: Tokenizer):
+        self._native, self._mesh_config, self._tokenizer = native, mesh, tokenizer
+        self._checkpoint = open_checkpoint(native.path)
+        self._shapes: EngineConfig | None = None
+        self._worker: Worker | None = None
+        self._prefixes: dict[tuple[int, ...], str] = {}
+
+    @property
+    def concurrency(self) -> int:
+        """How many requests keep all slots busy: those in them, and as many that wait."""
+        return 2 * self._native.slots
+
+    def identity(self) -> dict[str, object]:
+        """The weights' fingerprint, a name for people, and the dtype that they are computed in."""
+        name = self._native.name or Path(self._native.path).resolve().name
+        return {"name": name, "fingerprint": self._checkpoint.files.fingerprint(), "dtype": self._native.dtype}
+
+    def expect(self, prompts: Sequence[ReasoningPrompt]) -> None:
+        """Choose the engine's shapes for the prompts that will come.
+
+        Raises:
+            UserError: the longest does not fit the model.
+        """
+        if not prompts:
+            return
+        split = [self._split(prompt) for prompt in prompts]
+        prefix = max(len(shared) for shared, _ in split)
+        own = max(len(ids) + _new_tokens(prompt.decoding) for (_, ids), prompt in zip(split, prompts, strict=True))
+        limit = self._checkpoint.config.max_length
+        if limit is not None and prefix + own > limit:
+            raise UserError(
+                f"I_β has {prefix} tokens and the longest row with its answer {own}; {self._native.path} reads "
+                f"{limit}: use fewer exemplars, or lower decoding.max_tokens in the instruction file"
+            )
+        ways = axis_size(self._mesh_config.build(), ("data", "fsdp"))
+        self._shapes = EngineConfig(
+            slots=-(-self._native.slots // ways) * ways,
+            slot_length=own,
+            prefix_length=prefix,
+            block=self._native.block,
+            prefill_rows=-(-self._native.prefill_rows // ways) * ways,
+            shortest_bucket=max(16, own // 4),
+        )
+
+    async def complete(self, prompt: ReasoningPrompt, *, seed: int | None, sample: int) -> Completion:
+        """Complete one prompt; samples of a row differ by their seed alone."""
+        worker = self._started(prompt)
+        shared, own = self._split(prompt)
+        watch = _StopStrings(self._tokenizer, prompt.stop)
+        try:
+            request = Request(
+                own,
+                _new_tokens(prompt.decoding),
+                prefix=self._key(worker, shared),
+                seed=seed or 0,
+                temperature=float(prompt.decoding.get("temperature", 0.0)),
+                top_k=int(prompt.decoding.get("top_k", 0)),
+                top_p=float(prompt.decoding.get("top_p", 1.0)),
+            )
+            (found,) = await asyncio.wrap_future(worker.submit(request, watch))
+        except UserError as error:
+            raise Refused(str(error)) from None
+        text, stopped = watch.cut(self._tokenizer.decode(found.tokens))
+        reason = "stop" if stopped else found.finish_reason
+        return Completion(text, reason, len(shared) + len(own), len(found.tokens))
+
+    async def close(self) -> None:
+        """End the engine's thread."""
+        if self._worker is not None:
+            await asyncio.to_thread(self._worker.close)
+            self._worker = None
+
+    def _started(self, prompt: ReasoningPrompt) -> Worker:
+        if self._worker is None:
+            if self._shapes is None:
+                self.expect([prompt])
+            model = load_model(
+                ModelConfig(self._native.path, self._native.dtype), self._mesh_config.build(), tuned=False
+            )
+            self._worker = Worker(Engine(model, self._tokenizer.eos_id, self._shapes))
+        return self._worker
+
+    def _split(self, prompt: ReasoningPrompt) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return what of a prompt is read as a shared prefix, and what as its own."""
+        whole = prompt.prefix_ids + prompt.own_ids
+        shared = len(prompt.prefix_ids) if prompt.own_ids else 0
+        if shared < SHORTEST_PREFIX or not isinstance(self._checkpoint.config, DecoderConfig):
+            shared = 0
+        return whole[:shared], whole[shared:]
+
+    def _key(self, worker: Worker, shared: tuple[int, ...]) -> str:
+        if not shared:
+            return ""
+        if shared not in self._prefixes:
+            if len(self._prefixes) == MOST_PREFIXES:
+                logger.warning("more than %d sets of exemplars are held at once: they take memory", MOST_PREFIXES)
+            where = self._native.prefixes or None
+            self._prefixes[shared] = worker.add_prefix(shared, tokenizer=self._tokenizer.fingerprint, directory=where)
+        return self._prefixes[shared]
+
+
+class _StopStrings:
+    """Ends a completion where one of some strings comes, however it is cut into tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
+        self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
+
+    def __call__(self, sample: int, tokens: Sequence[int]) -> bool:
+        return not self._stop or not self.cut(self._tokenizer.decode(tokens))[1]
+
+    def cut(self, text: str) -> tuple[str, bool]:
+        """Return the text before the first of the strings, and whether there was one."""
+        places = [place for place in map(text.find, self._stop) if place >= 0]
+        return (text[: min(places)], True) if places else (text, False)
+
+
+def _new_tokens(decoding: Mapping[str, object]) -> int:
+    return int(str(decoding["max_tokens"]))
