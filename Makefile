@@ -1,5 +1,6 @@
 # Every target sets itself up: Python 3.11 or 3.12, make and git are all that must be there.
-# `make setup PYTHON=/path/to/python3.12` chooses the interpreter; `make test ARGS="-k packing"` hands arguments on.
+# `make setup PYTHON=/path/to/python3.12` chooses the interpreter; `make test ARGS="-k packing"` hands arguments on, and
+# `make test SPREAD=` runs all tests in one process.
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
@@ -7,6 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PEER_PYTHON ?= $(BIN)/python
 ARGS ?=
+SPREAD ?= -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup check test test-slow demo bench lock clean
 
@@ -38,7 +40,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not tpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu and not tpu" $(SPREAD) $(ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu and not tpu" $(ARGS)

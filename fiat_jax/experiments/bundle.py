@@ -18,7 +18,7 @@ from fiat_jax.experiments.results import write_json
 from fiat_jax.experiments.scorer import Scorer
 from fiat_jax.experiments.spec import Prompts, Reasoning, Run
 from fiat_jax.models import peft
-from fiat_jax.models.checkpoints import write_model
+from fiat_jax.models.checkpoints import open_checkpoint, write_model
 from fiat_jax.models.model import Model, ModelConfig, load_model, their_tensors
 from fiat_jax.prompts.inline import inlined
 from fiat_jax.prompts.instructions import load_instructions
@@ -147,7 +147,7 @@ def load_bundle_model(bundle: Bundle, mesh_config: MeshConfig) -> Model:
     with jax.set_mesh(mesh):
         if not bundle.adapter:
             return load_model(config, mesh)
-        base = load_model(config, mesh)
+        base = open_checkpoint(config.path)
         lora = peft.read_lora_config(bundle.directory / "adapter", base.family, base.config)
         model = load_model(config, mesh, lora=dataclasses.replace(lora, dropout=0.0))
         return dataclasses.replace(model, trainable=peft.load_adapter(model, bundle.directory / "adapter"))

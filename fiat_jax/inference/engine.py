@@ -1,7 +1,6 @@
 """Continuous batching on a mesh: slots refilled between blocks of decoding, a shared prefix read once for all."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from fiat_jax.inference.memory import check_memory
 from fiat_jax.inference.prefixes import Prefixes, check_tokens
 from fiat_jax.inference.programs import compile_programs, empty_admission
 from fiat_jax.inference.requests import Completion, FinishReason, Request
-from fiat_jax.inference.sampling import row_key
 from fiat_jax.inference.scheduler import Scheduler
 from fiat_jax.inference.scheduler import Sequence as Queued
 from fiat_jax.inference.slots import ANY, Admission
@@ -174,7 +172,7 @@ class Engine:
             new.source[n], new.slot[n], new.limit[n] = row, one.slot, request.max_new_tokens
             choice = new.choice
             choice.temperature[n], choice.top_k[n], choice.top_p[n] = request.temperature, request.top_k, request.top_p
-            choice.key[n] = _key_bits(request.seed, one.sample)
+            choice.key[n] = request.seed, one.sample
             for m, sequence in enumerate(request.stop):
                 new.stop[n, m] = [ANY] * (self.config.stop_length - len(sequence)) + list(sequence)
         return new
@@ -223,12 +221,12 @@ class Engine:
                 f"temperature is 0 or more, top_p in (0, 1], top_k 0 or more; got {request.temperature}, "
                 f"{request.top_p}, {request.top_k}"
             )
-
-
-@functools.lru_cache(4096)
-def _key_bits(seed: int, sample: int) -> np.ndarray:
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return np.asarray(row_key(seed, sample))
+        if not 0 <= request.seed < 2**32:
+            raise UserError(f"seed is 0 to 2**32 - 1; got {request.seed}")
+        if request.deadline is not None and jax.process_count() > 1:
+            raise UserError(
+                "hosts of one run have no common clock: let one of them cancel requests instead of a deadline"
+            )
 
 
 def _check_model(model: Model, c: EngineConfig) -> None:

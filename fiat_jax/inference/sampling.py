@@ -19,8 +19,8 @@ class Choice:
     key: Array
 
 
-def row_key(seed: int, sample: int) -> jax.Array:
-    """Return the bits of a sample's key; a token's own is folded from it by the token's place in the completion."""
+def row_key(seed: Array, sample: Array) -> jax.Array:
+    """Return the bits of a sample's key, uint32 (2,); a token's own is folded from it by its place in the text."""
     return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), sample))
 
 

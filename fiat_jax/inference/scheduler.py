@@ -7,6 +7,7 @@ from typing import Literal
 from fiat_jax.inference.requests import Completion, FinishReason, Request
 
 Order = Literal["longest", "arrival"]
+PATIENCE = 4  # times the number of slots: so many may overtake the first in line while another prefix is at work
 
 
 @dataclasses.dataclass
@@ -37,7 +38,8 @@ class Sequence:
 class Scheduler:
     """Puts waiting sequences into free slots, those of one prefix at a time.
 
-    `order`: "longest" first keeps slots busy to the end of bulk work; "arrival" is fair to those who wait.
+    `order`: "longest" first keeps slots busy to the end of bulk work; "arrival" is fair to those who wait: those of the
+    prefix at work may overtake others, but not for ever.
     """
 
     def __init__(self, num_slots: int, order: Order = "longest"):
@@ -46,6 +48,7 @@ class Scheduler:
         self.running: dict[int, Sequence] = {}
         self._free = list(range(num_slots))[::-1]
         self._waiting: list[Sequence] = []
+        self._patience, self._overtaken = PATIENCE * num_slots, 0
 
     @property
     def idle(self) -> bool:
@@ -60,9 +63,17 @@ class Scheduler:
 
     def admit(self, most: int) -> list[Sequence]:
         """Give slots to at most so many waiting sequences of the prefix at work, or of another one when all are out."""
-        if not self.running and self._waiting:
-            self.prefix = self._waiting[0].request.prefix
+        if not self._waiting:
+            return []
+        first = self._waiting[0]
+        if not self.running:
+            self.prefix = first.request.prefix
+        if first.request.prefix == self.prefix:
+            self._overtaken = 0
+        elif self.order == "arrival" and self._overtaken >= self._patience:
+            return []
         chosen = [one for one in self._waiting if one.request.prefix == self.prefix][: min(most, len(self._free))]
+        self._overtaken += len(chosen) if first.request.prefix != self.prefix else 0
         for one in chosen:
             one.slot = self._free.pop()
             self.running[one.slot] = one

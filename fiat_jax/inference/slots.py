@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fiat_jax.inference.sampling import Array, Choice, choose
+from fiat_jax.inference.sampling import Array, Choice, choose, row_key
 from fiat_jax.models.attention import Prefix
 from fiat_jax.models.decoder import Decoder
 from fiat_jax.models.encoder_decoder import EncoderDecoder
@@ -50,7 +50,8 @@ class Slots:
 class Admission:
     """Prompts (R, T) of lengths (R,) and `whole` ones, and C sequences, each of the prompt `source`, for a `slot`.
 
-    A slot behind the last one is none: it fills up an admission to its shape.
+    A slot behind the last one is none: it fills up an admission to its shape. In place of the bits of keys, `choice`
+    has the seeds and samples that they are made from (C, 2).
     """
 
     tokens: Array
@@ -85,8 +86,10 @@ def admit(module: Module, prefix: Prefix | None, slots: Slots, new: Admission, e
 
     Nothing of what a slot held before is left in it.
     """
+    keys_C2 = jax.vmap(row_key)(new.choice.key[:, 0], new.choice.key[:, 1])
+    choice = dataclasses.replace(new.choice, key=keys_C2)
     x_RD, place_R, own = module.begin(new.tokens, new.lengths, new.whole, prefix)  # pyright: ignore
-    token_C, log_prob_C = choose(next_logits(module, x_RD)[new.source], new.choice, jnp.zeros_like(new.source))
+    token_C, log_prob_C = choose(next_logits(module, x_RD)[new.source], choice, jnp.zeros_like(new.source))
     tail_CW = jnp.full((token_C.shape[0], slots.tail.shape[1]), NONE).at[:, -1].set(token_C)
     count_C = jnp.ones_like(token_C)
     running_C = ~_ended(token_C, tail_CW, new.stop, count_C, new.limit, end_id)
@@ -102,7 +105,7 @@ def admit(module: Module, prefix: Prefix | None, slots: Slots, new: Admission, e
         count=put(slots.count, count_C),
         limit=put(slots.limit, new.limit),
         running=put(slots.running, running_C),
-        choice=jax.tree.map(put, slots.choice, new.choice),
+        choice=jax.tree.map(put, slots.choice, choice),
         stop=put(slots.stop, new.stop),
         tail=put(slots.tail, tail_CW),
     )

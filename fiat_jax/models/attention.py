@@ -7,7 +7,8 @@ from flax import struct
 from fiat_jax.sharding import ShardingRules, constrain
 
 CAUSAL_BLOCKS = 8  # leaves out 7/16 of all scores, and a block stays in the cache of a CPU core
-PREFIX_BLOCK = 512  # keys of a shared prefix at a time: the scores of a hundred queries stay in the cache of a CPU core
+PREFIX_BLOCK = 512  # keys of a shared prefix at a time: their scores stay in the cache of a CPU core
+FEW_QUERIES = 256  # of so few a head, twice as many keys at a time
 UNBOUNDED = 1 << 30  # a window of more tokens than any text has
 PREFIX_AXES = ("layers", "kv_heads", "head_dim", None), ("layers", "kv_heads", None, "head_dim")  # keys, values
 CACHE_AXES = ("layers", "batch", "kv_heads", "head_dim", None), ("layers", "batch", "kv_heads", None, "head_dim")
@@ -128,12 +129,15 @@ def attend_kept(
         assert positions_BT is not None
         positions_N = jnp.broadcast_to(positions_BT[:, None], (B, G, T)).reshape(-1)
 
+    wide = B * G * T <= FEW_QUERIES and v_HPK.shape[1] % (2 * PREFIX_BLOCK) == 0
+    block = 2 * PREFIX_BLOCK if wide else PREFIX_BLOCK
+
     def add(i, state):
         top_HN1, total_HN1, sum_HNK = state
-        begin = i * PREFIX_BLOCK
-        some_k_HKP = jax.lax.dynamic_slice_in_dim(k_HKP, begin, PREFIX_BLOCK, 2)
-        some_v_HPK = jax.lax.dynamic_slice_in_dim(v_HPK, begin, PREFIX_BLOCK, 1)
-        places_P = begin + jnp.arange(PREFIX_BLOCK)
+        begin = i * block
+        some_k_HKP = jax.lax.dynamic_slice_in_dim(k_HKP, begin, block, 2)
+        some_v_HPK = jax.lax.dynamic_slice_in_dim(v_HPK, begin, block, 1)
+        places_P = begin + jnp.arange(block)
         seen_NP = (places_P < length)[None]
         if window is not None:
             seen_NP &= positions_N[:, None] - places_P[None] < window
@@ -144,7 +148,7 @@ def attend_kept(
         total_HN1 = total_HN1 * shrink_HN1 + weights_HNP.sum(-1, keepdims=True)
         return higher_HN1, total_HN1, sum_HNK * shrink_HN1 + _weighted("HNP,HPK->HNK", weights_HNP, some_v_HPK)
 
-    blocks = -(-length // PREFIX_BLOCK)  # those behind the last key are not read
+    blocks = -(-length // block)  # those behind the last key are not read
     _, total_HN1, sum_HNK = jax.lax.fori_loop(0, blocks, add, state)
     out_BTHGK = (sum_HNK / total_HN1).reshape(H, B, G, T, K).transpose(1, 3, 0, 2, 4)
     return out_BTHGK.astype(q_BTHGK.dtype)

@@ -328,6 +328,7 @@ def test_nothing_is_compiled_once_the_engine_is_made(shared, prompts, prefix):
         ({"max_new_tokens": 0}, "at least one new token"),
         ({"stop": ((1,),) * 3}, "stop has up to 2 sequences"),
         ({"top_p": 0.0}, "top_p in (0, 1]"),
+        ({"seed": -1}, "seed is 0 to 2**32 - 1"),
     ],
 )
 def test_a_request_that_cannot_be_answered_is_one_error_and_others_go_on(engine, prompts, options, said):
