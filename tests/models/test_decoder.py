@@ -117,11 +117,11 @@ def cached(model):
 
     @jax.jit
     def step(trainable, tokens_BT, start, cache):
-        S = cache.k_LBSHK.shape[2]
+        S = cache.length
         positions_BT = start + jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
         mask_BTS = jnp.arange(S)[None, None] <= positions_BT[:, :, None]
         module = model.module(trainable, model.frozen)
-        return module(tokens_BT, positions_BT, mask_BTS, cache=cache, slots_BT=positions_BT)
+        return module(tokens_BT, positions_BT, mask_BTS, cache=cache, places_BT=positions_BT)
 
     def run(tokens_BT, pieces):
         c = model.config
