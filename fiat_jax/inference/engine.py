@@ -88,6 +88,9 @@ class Engine:
             UserError: what is wrong with it; other requests are not touched.
         """
         self._check(request)
+        return self._enqueue(request)
+
+    def _enqueue(self, request: Request) -> int:
         expires = None if request.deadline is None else time.monotonic() + request.deadline
         number, self._ids = self._ids, self._ids + 1
         self._scheduler.add(Queued(request, number, sample, expires) for sample in range(request.samples))
@@ -115,7 +118,7 @@ class Engine:
         """
         for request in requests:
             self._check(request)
-        numbers = [self.submit(request) for request in requests]
+        numbers = [self._enqueue(request) for request in requests]
         found = {(one.request_id, one.sample): one for one in self.run()}
         return [
             [found[number, sample].completion for sample in range(request.samples)]
@@ -224,9 +227,7 @@ class Engine:
         if not 0 <= request.seed < 2**32:
             raise UserError(f"seed is 0 to 2**32 - 1; got {request.seed}")
         if request.deadline is not None and jax.process_count() > 1:
-            raise UserError(
-                "hosts of one run have no common clock: let one of them cancel requests instead of a deadline"
-            )
+            raise UserError("hosts of one run have no common clock: leave the deadline out, and cancel on all of them")
 
 
 def _check_model(model: Model, c: EngineConfig) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from fiat_jax.errors import UserError
-from fiat_jax.models.attention import CACHE_AXES, PREFIX_AXES
+from fiat_jax.models.attention import CACHE_AXES, PREFIX_AXES, Prefix
 from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.model import Model
 from fiat_jax.sharding import axis_size
@@ -31,7 +31,7 @@ def kept_bytes(model: Model, slots: int, slot_length: int, prefix_length: int) -
     config = model.config
     if isinstance(config, DecoderConfig):
         values = (config.num_layers, slots, config.num_kv_heads, slot_length, config.head_dim)
-        prefix = (config.num_layers, config.num_kv_heads, 2 * prefix_length, config.head_dim)
+        prefix = (config.num_layers, config.num_kv_heads, 2 * Prefix.capacity(prefix_length), config.head_dim)
         return 2 * (_share(model, values, CACHE_AXES[1]) + _share(model, prefix, PREFIX_AXES[1]))
     values = (config.num_decoder_layers, slots, config.num_heads, slot_length, config.head_dim)
     return 4 * _share(model, values, CACHE_AXES[1])  # of what is read, and of what is written

@@ -89,7 +89,7 @@ class Prefixes:
 
     def _cut(self, prefix: Prefix, length: int) -> dict[str, jax.Array]:
         """Return what is saved of a prefix: its own blocks, whatever there is room for."""
-        blocks = -(-length // PREFIX_BLOCK) * PREFIX_BLOCK
+        blocks = Prefix.capacity(length)
         with jax.set_mesh(self.model.mesh):
             return {
                 "k": prefix.k_LHKP[:, :, :, :blocks],

@@ -104,8 +104,7 @@ def compile_prefix_programs(model: Model, longest: int) -> PrefixPrograms:
     config, build = model.config, model.build
     if not isinstance(config, DecoderConfig):
         raise UserError("an encoder reads each text whole: texts of an encoder-decoder can share no prefix")
-    capacity = -(-longest // PREFIX_BLOCK) * PREFIX_BLOCK
-    dims = (config.num_layers, config.num_kv_heads, capacity, config.head_dim)
+    dims = (config.num_layers, config.num_kv_heads, Prefix.capacity(longest), config.head_dim)
     zeros = functools.partial(Prefix.zeros, *dims, dtype=jnp.dtype(build.dtype), rules=build.rules)
 
     def read(trainable, frozen, prefix, tokens_P, count):

@@ -167,11 +167,16 @@ class Prefix:
     v_LHPK: jax.Array
     length: jax.Array
 
+    @staticmethod
+    def capacity(longest: int) -> int:
+        """Return the room that a prefix of so many tokens takes: whole blocks."""
+        return -(-longest // PREFIX_BLOCK) * PREFIX_BLOCK
+
     @classmethod
     def zeros(
         cls, num_layers: int, num_heads: int, capacity: int, head_dim: int, *, dtype, rules: ShardingRules
     ) -> "Prefix":
-        """Return a prefix of no tokens, with room for some: a multiple of PREFIX_BLOCK."""
+        """Return a prefix of no tokens, with room for some (see `capacity`)."""
         k_LHKP = jnp.zeros((num_layers, num_heads, head_dim, capacity), dtype)
         v_LHPK = jnp.zeros((num_layers, num_heads, capacity, head_dim), dtype)
         return cls(k_LHKP, v_LHPK, jnp.int32(0)).constrained(rules)

@@ -7,29 +7,20 @@ import numpy as np
 import pytest
 from support.louder import louder
 from support.texts import full_pass_texts
+from support.tiny_decoder import TINY
 
 from fiat_jax.errors import UserError
 from fiat_jax.inference import memory
 from fiat_jax.inference.config import EngineConfig
 from fiat_jax.inference.engine import Engine
 from fiat_jax.inference.requests import Request
-from fiat_jax.models.config import DecoderConfig, EncoderDecoderConfig, Reach
+from fiat_jax.models.config import EncoderDecoderConfig, Reach
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import random_model
 from fiat_jax.models.rope import Rope
 from fiat_jax.models.stack import next_logits
 from fiat_jax.sharding import MeshConfig
 
-TINY = DecoderConfig(
-    vocab_size=61,
-    width=32,
-    num_layers=3,
-    num_kv_heads=2,
-    queries_per_kv_head=2,
-    head_dim=8,
-    mlp_width=48,
-    max_length=2048,
-)
 WINDOWED = dataclasses.replace(
     TINY,
     reaches=(Reach(9, Rope(theta=100.0)), Reach(None, Rope())),
@@ -359,7 +350,7 @@ def test_more_memory_than_there_is_is_refused_before_anything_is_compiled(model,
 @pytest.mark.parametrize("mesh", [MeshConfig(1, 1, 1), MeshConfig(2, 2, 2), MeshConfig(1, 1, 8)])
 def test_the_bytes_that_are_counted_are_those_that_are_kept(config, mesh):
     model = model_of(config, mesh.build(jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]))
-    prefix = 0 if config is READER else 512
+    prefix = 0 if config is READER else 700
     engine = Engine(model, NO_END, dataclasses.replace(CONFIG, slots=8, prefill_rows=4, prefix_length=prefix))
     kept = [x for x in jax.tree.leaves(engine._slots.kept) if x.ndim == 5]
     if prefix:

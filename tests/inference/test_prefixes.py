@@ -6,28 +6,19 @@ import jax
 import numpy as np
 import pytest
 from support.louder import louder
+from support.tiny_decoder import TINY
 
 from fiat_jax.data.batches import ScoringBatches
 from fiat_jax.data.examples import Example, Examples
 from fiat_jax.errors import UserError
 from fiat_jax.inference.prefixes import Prefixes
 from fiat_jax.inference.scoring import TargetScorer
-from fiat_jax.models.config import DecoderConfig, EncoderDecoderConfig, Reach
+from fiat_jax.models.config import EncoderDecoderConfig, Reach
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import random_model
 from fiat_jax.models.rope import Rope
 from fiat_jax.sharding import MeshConfig
 
-TINY = DecoderConfig(
-    vocab_size=61,
-    width=32,
-    num_layers=3,
-    num_kv_heads=2,
-    queries_per_kv_head=2,
-    head_dim=8,
-    mlp_width=48,
-    max_length=2048,
-)
 WINDOWED = dataclasses.replace(
     TINY, reaches=(Reach(7, Rope()), Reach(None, Rope())), layer_reaches=(0, 1, 0), attention_cap=5.0
 )

@@ -7,25 +7,15 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 from support.louder import louder
+from support.tiny_decoder import TINY
 
 from fiat_jax.errors import UserError
 from fiat_jax.inference.config import EngineConfig
 from fiat_jax.inference.engine import Engine
 from fiat_jax.inference.requests import Request
 from fiat_jax.inference.worker import Worker
-from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.model import random_model
 
-TINY = DecoderConfig(
-    vocab_size=61,
-    width=32,
-    num_layers=1,
-    num_kv_heads=2,
-    queries_per_kv_head=2,
-    head_dim=8,
-    mlp_width=48,
-    max_length=2048,
-)
 CONFIG = EngineConfig(slots=2, slot_length=600, prefix_length=16, block=4, prefill_rows=2, shortest_bucket=64)
 
 

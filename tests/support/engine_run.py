@@ -5,25 +5,14 @@ import sys
 
 import numpy as np
 from support.louder import louder
+from support.tiny_decoder import TINY
 
 from fiat_jax.distributed import initialize
 from fiat_jax.inference.config import EngineConfig
 from fiat_jax.inference.engine import Engine
 from fiat_jax.inference.requests import Request
-from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.model import random_model
 from fiat_jax.sharding import MeshConfig
-
-TINY = DecoderConfig(
-    vocab_size=61,
-    width=32,
-    num_layers=2,
-    num_kv_heads=2,
-    queries_per_kv_head=2,
-    head_dim=8,
-    mlp_width=48,
-    max_length=1024,
-)
 
 
 def engine_texts() -> list[list[int]]:
