@@ -88,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", required=True, help=forms)
     export.add_argument("--out", type=Path, required=True)
 
+    serve = verb("serve", "answer over HTTP: a large model, a tuned one, or the fused pair")
+    serve.add_argument("--bundle", action="append", default=[], metavar="[NAME=]DIR", help="a tuned θ_τ; repeatable")
+
     demo = verb("demo", "the whole of FIAT on generated data, with nothing to download", gin=False)
     demo.add_argument("--workdir", type=Path, default=Path("runs/demo"))
     return parser
@@ -153,12 +156,12 @@ def _start():
     return _console(quiet=not is_main())
 
 
-def _config(args: argparse.Namespace, bindings: list[str], files: Sequence[str] = ()):
-    """Return the settings of all sections that a verb may have."""
+def _config(args: argparse.Namespace, bindings: list[str], files: Sequence[str] = (), parts: Sequence[str] = ()):
+    """Return the settings of all sections that a verb may have; `parts` it may have several times."""
     from fiat_jax.config import Config
     from fiat_jax.experiments import sections
 
-    return Config(sections.SECTIONS, [*files, *args.gin_file], bindings)
+    return Config(sections.SECTIONS, [*files, *args.gin_file], bindings, parts)
 
 
 def _init(args, bindings) -> int:
@@ -347,6 +350,34 @@ def _export(args, bindings) -> int:
     return 0
 
 
+def _serve(args, bindings) -> int:
+    from fiat_jax.errors import UserError
+    from fiat_jax.experiments import runtime, sections
+    from fiat_jax.experiments.bundle import read_bundle
+    from fiat_jax.experiments.serve import Asked, named_bundles, serve
+
+    config = _config(args, bindings, parts=["tau"])
+    native, endpoint = (config.binds(name, "") for name in ("Native", "Endpoint"))
+    if native and endpoint:
+        raise UserError("both Native and Endpoint are set: which of them has the large model? Leave the other one out")
+
+    def read(path: str):
+        bundle = read_bundle(path)
+        return dataclasses.replace(bundle, model=config.overlay(bundle.model))
+
+    asked = Asked(
+        serve=config.build(sections.Serve),
+        bundles=named_bundles(args.bundle, read),
+        native=config.build(sections.Native) if native else None,
+        endpoint=config.build(sections.Endpoint) if endpoint else None,
+        tau=config.build(sections.Endpoint, "tau") if config.binds("Endpoint", "tau") else None,
+        mesh=config.build(sections.MeshConfig),
+    )
+    runtime.start()
+    serve(asked, _console())
+    return 0
+
+
 def _demo(args, bindings) -> int:
     from fiat_jax.demo.run import run_demo
 
@@ -366,5 +397,6 @@ VERBS = {
     "evaluate": _evaluate,
     "predict": _predict,
     "export": _export,
+    "serve": _serve,
     "demo": _demo,
 }

@@ -24,7 +24,13 @@ class Config:
     `build` makes a section: each field comes from gin, or is a section itself, or keeps its default.
     """
 
-    def __init__(self, sections: Mapping[str, type], files: Sequence[str] = (), bindings: Sequence[str] = ()):
+    def __init__(
+        self,
+        sections: Mapping[str, type],
+        files: Sequence[str] = (),
+        bindings: Sequence[str] = (),
+        parts: Sequence[str] = (),
+    ):
         gin.clear_config(clear_constants=True)
         gin.config._LOCATION_PREFIXES[:] = [""]  # pyright: ignore  # gin keeps the places of earlier files
         del gin.config._FILE_READERS[1:]  # pyright: ignore  # files alone: no Python package is looked into for them
@@ -32,14 +38,14 @@ class Config:
         for name, section in sections.items():
             if f"fiat.{name}" not in gin.config._REGISTRY:  # pyright: ignore  # gin registers a name once a process
                 gin.external_configurable(_maker(name, section), name=name, module="fiat")
-        self._parse(files, bindings)
+        self._parse(files, bindings, parts)
 
-    def _parse(self, files: Sequence[str], bindings: Sequence[str]) -> None:
+    def _parse(self, files: Sequence[str], bindings: Sequence[str], own: Sequence[str]) -> None:
         self._read(files, bindings)
         mixture = gin.config._CONFIG.get(("", "fiat.Mixture"), {})  # pyright: ignore
         for part, file in dict(mixture.get("files", {})).items():
             self._read_part(part, file)
-        parts = mixture.get("rates", {})
+        parts = [*own, *mixture.get("rates", {})]
         for scope, selector in gin.config._CONFIG:  # pyright: ignore
             if scope and selector != "gin.macro" and scope not in parts:
                 known = f"; parts are {', '.join(parts)}.{did_you_mean(scope, parts)}" if parts else ""
@@ -99,9 +105,10 @@ class Config:
         except (TypeError, ValueError) as error:
             raise UserError(_explain(_own_words(error), self._sections)) from None
 
-    def binds(self, section: str) -> bool:
-        """Whether any file or flag sets a parameter of this section."""
-        return any(selector.split(".")[-1] == section for _, selector in gin.config._CONFIG)  # pyright: ignore
+    def binds(self, section: str, scope: str | None = None) -> bool:
+        """Whether any file or flag sets a parameter of this section: of any part, or of the one named."""
+        bound = gin.config._CONFIG  # pyright: ignore
+        return any(selector.split(".")[-1] == section and scope in (None, part) for part, selector in bound)
 
     def overlay(self, value: C) -> C:
         """Return a section with those of its fields replaced that a file or flag sets."""

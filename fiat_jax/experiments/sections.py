@@ -13,6 +13,7 @@ from fiat_jax.models.model import ModelConfig
 from fiat_jax.reasoning.drive import GenerateOptions
 from fiat_jax.reasoning.native import Native
 from fiat_jax.reasoning.openai import Endpoint
+from fiat_jax.serving.config import Serve
 from fiat_jax.sharding import MeshConfig
 from fiat_jax.tasks.task import Task
 from fiat_jax.training.config import TrainConfig
@@ -37,6 +38,7 @@ SECTIONS: dict[str, type] = {
     "Native": Native,
     "Generate": GenerateOptions,
     "PromptLook": PromptLook,
+    "Serve": Serve,
 }
 
 TEXT_WIDTH = 110
@@ -91,6 +93,7 @@ __all__ = [
     "Reason",
     "Reasoning",
     "Run",
+    "Serve",
     "as_gin",
     "mixture_as_gin",
 ]

@@ -18,6 +18,8 @@ class EngineConfig:
         prefill_rows: prompts that are read at once.
         shortest_bucket: prompts are padded to this length or to a power of two times it.
         stops, stop_length: stop sequences a request, and tokens in each, at most.
+        alternatives: of how many of the likeliest tokens a request may ask for the log-probabilities.
+        score: whether given texts are scored as well (`Engine.score` and `Engine.rank`).
         order: "longest" first, for bulk work, or "arrival".
     """
 
@@ -29,15 +31,24 @@ class EngineConfig:
     shortest_bucket: int = 32
     stops: int = 4
     stop_length: int = 16
+    alternatives: int = 0
+    score: bool = False
     order: Order = "longest"
 
     def __post_init__(self):
         for name in ("slots", "slot_length", "block", "prefill_rows", "shortest_bucket", "stops", "stop_length"):
             if getattr(self, name) < 1:
                 raise UserError(f"EngineConfig.{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.alternatives < 0:
+            raise UserError(f"EngineConfig.alternatives is {self.alternatives}; it must be 0 or more")
 
     @property
     def buckets(self) -> list[int]:
         """The lengths to which prompts are padded."""
         doubled = [self.shortest_bucket << n for n in range(32) if self.shortest_bucket << n < self.slot_length]
         return [*doubled, self.slot_length]
+
+    @property
+    def text_buckets(self) -> list[int]:
+        """The lengths to which whole texts are padded: those of prompts, and of the longest behind a prefix."""
+        return self.buckets + [self.prefix_length + self.slot_length] * (self.prefix_length > 0)

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -14,12 +15,15 @@ from fiat_jax.inference.config import EngineConfig
 from fiat_jax.inference.memory import check_memory
 from fiat_jax.inference.prefixes import Prefixes, check_tokens
 from fiat_jax.inference.programs import compile_programs, empty_admission
-from fiat_jax.inference.requests import Completion, FinishReason, Request
+from fiat_jax.inference.requests import Completion, FinishReason, Request, TextScore
+from fiat_jax.inference.sampling import Chosen
 from fiat_jax.inference.scheduler import Scheduler
 from fiat_jax.inference.scheduler import Sequence as Queued
 from fiat_jax.inference.slots import ANY, Admission
 from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.model import Model
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +31,7 @@ class _Launched:
     """What a program will have chosen: for each of some rows of the arrays the sequence that goes on with them."""
 
     rows: dict[int, Queued]
-    tokens: jax.Array
-    log_probs: jax.Array
+    chosen: Chosen
 
 
 class Engine:
@@ -47,7 +50,7 @@ class Engine:
     def __init__(self, model: Model, end_id: int, config: EngineConfig | None = None):
         self.model, self.end_id, self.config = model, end_id, config or EngineConfig()
         _check_model(model, self.config)
-        self._trainable = model.trainable
+        self._adapters = {"": model.trainable}
         self._programs = compile_programs(model, end_id, self.config)
         self._prefixes = Prefixes(model, self.config.prefix_length, self._programs.prefix)
         self._slots = self._programs.empty()
@@ -64,14 +67,30 @@ class Engine:
         """
         if not self._scheduler.idle:
             raise UserError("the engine is still at work; take all answers before its parameters are changed")
-        self._trainable = trainable
+        self._adapters[""] = trainable
         self._prefixes.use(trainable)
 
-    @property
-    def _weights(self) -> tuple:
-        return self._trainable, self.model.frozen
+    def add_adapter(self, name: str, trainable: nnx.State) -> None:
+        """Let requests name an adapter of the shapes that the model's own has; those of one adapter run together.
 
-    def add_prefix(self, tokens: Sequence[int], *, tokenizer: str = "", directory: str | Path | None = None) -> str:
+        Raises:
+            UserError: the name is taken, or the shapes are others.
+        """
+        if name in self._adapters:
+            raise UserError(f"there is an adapter {name!r} already; give this one another name")
+        ours, theirs = jax.tree.structure(self.model.trainable), jax.tree.structure(trainable)
+        shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), state) for state in (self.model.trainable, trainable)]
+        if ours != theirs or shapes[0] != shapes[1]:
+            raise UserError(f"adapter {name!r} is not of the shapes that this model was made for: load it with `lora=`")
+        self._adapters[name] = trainable
+        self._prefixes.use(trainable, name)
+
+    def _weights(self) -> tuple:
+        return self._adapters[self._scheduler.group[0]], self.model.frozen
+
+    def add_prefix(
+        self, tokens: Sequence[int], *, adapter: str = "", tokenizer: str = "", directory: str | Path | None = None
+    ) -> str:
         """Read a text that requests may begin with, and return its key: a hash of model, tokenizer and tokens.
 
         With a `directory`, say one beside a store, it is read from there if it was saved, and saved there if not.
@@ -79,7 +98,17 @@ class Engine:
         Raises:
             UserError: more tokens than `prefix_length`, none, or one that the model lacks.
         """
-        return self._prefixes.add(tokens, tokenizer=tokenizer, directory=directory)
+        return self._prefixes.add(tokens, adapter=adapter, tokenizer=tokenizer, directory=directory)
+
+    def drop_prefix(self, key: str) -> None:
+        """Forget a prefix, and free its memory.
+
+        Raises:
+            UserError: there is none of this key, or requests need it.
+        """
+        if self._scheduler.any(lambda one: one.request.prefix == key):
+            raise UserError(f"prefix {key!r} is needed by requests under way; wait for these, or cancel them")
+        self._prefixes.drop(key)
 
     def submit(self, request: Request) -> int:
         """Let a request wait for slots, and return its number.
@@ -96,9 +125,9 @@ class Engine:
         self._scheduler.add(Queued(request, number, sample, expires) for sample in range(request.samples))
         return number
 
-    def cancel(self, number: int) -> None:
-        """Give a request up; what it has come to is its completion."""
-        self._end(lambda one: one.request_id == number, "cancelled")
+    def cancel(self, number: int, sample: int | None = None) -> None:
+        """Give a request up, or one sample of it; what that has come to is its completion."""
+        self._end(lambda one: one.request_id == number and sample in (None, one.sample), "cancelled")
 
     def _end(self, over, reason: FinishReason) -> None:
         ended = self._scheduler.end(over, reason)
@@ -141,17 +170,79 @@ class Engine:
         with jax.set_mesh(self.model.mesh):
             self._admit_waiting()
             if self._scheduler.running:
-                prefix = self._prefixes.get(self._scheduler.prefix)
-                self._slots, *chosen = self._programs.decode(*self._weights, prefix, self._slots)
-                self._pending.append(_Launched(dict(self._scheduler.running), *chosen))
+                prefix = self._prefixes.get(self._scheduler.group[1])
+                self._slots, chosen = self._programs.decode(*self._weights(), prefix, self._slots)
+                self._pending.append(_Launched(dict(self._scheduler.running), chosen))
         for launched in before:
             self._take(launched)
         done, self._done = self._done, []
         return done
 
-    def progress(self) -> list[tuple[int, int, Sequence[int]]]:
-        """Return number, sample and new tokens so far of every sequence that has a slot."""
-        return [(one.request_id, one.sample, one.tokens) for one in self._scheduler.running.values()]
+    def progress(self) -> list[Queued]:
+        """Return every sequence that has a slot; its tokens grow with the next step."""
+        return list(self._scheduler.running.values())
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many sequences have a slot, and how many wait for one."""
+        return len(self._scheduler.running), self._scheduler.waiting
+
+    def score(self, texts: Sequence[Sequence[int]], *, adapter: str = "", alternatives: int = 0) -> list[TextScore]:
+        """Return the log-probabilities of whole texts' own tokens, each given those before it.
+
+        Raises:
+            UserError: the engine was made without `score`, or for an encoder-decoder, or what is wrong with a text.
+        """
+        self._check_scored(texts, adapter, alternatives)
+        if not isinstance(self.model.config, DecoderConfig):
+            raise UserError("an encoder-decoder has no log-probabilities of what it reads; only of answers, by `rank`")
+        scores = []
+        for part in _parts(texts, self.config.prefill_rows):
+            tokens_RT, _ = self._padded(part, self._bucket(part))
+            chosen = Chosen(tokens_RT[:, 1:], *map(np.asarray, self._run_scoring(adapter, tokens_RT)))
+            for n, text in enumerate(part):
+                log_probs = np.asarray(chosen.log_prob)[n, : len(text) - 1].tolist()
+                best = _alternatives(chosen, n, alternatives)[: len(text) - 1]
+                scores.append(TextScore(tuple(log_probs), tuple(best)))
+        return scores
+
+    def rank(
+        self, text: Sequence[int], answers: Sequence[Sequence[int]], *, adapter: str = ""
+    ) -> list[tuple[float, ...]]:
+        """Return the log-probabilities of the tokens of each answer that may follow a text.
+
+        Raises:
+            UserError: the engine was made without `score`, or what is wrong with the text or an answer.
+        """
+        if isinstance(self.model.config, DecoderConfig):
+            scores = self.score([(*text, *answer) for answer in answers], adapter=adapter)
+            pairs = zip(scores, answers, strict=True)
+            return [one.log_probs[len(one.log_probs) - len(answer) :] for one, answer in pairs]
+        self._check_scored([text, *answers], adapter, 0)
+        longest = self.config.shortest_bucket
+        if any(len(answer) > longest for answer in answers):
+            raise UserError(f"an answer has more than {longest} tokens; raise EngineConfig.shortest_bucket")
+        found = []
+        for part in _parts(answers, self.config.prefill_rows):
+            read = self._padded([text] * len(part), self._bucket([text]))
+            log_probs_RT = np.asarray(self._run_scoring(adapter, *read, self._padded(part, longest)[0]))
+            found += [tuple(log_probs_RT[n, : len(answer)].tolist()) for n, answer in enumerate(part)]
+        return found
+
+    def _run_scoring(self, adapter: str, read_RT: np.ndarray, *more: np.ndarray):
+        with jax.set_mesh(self.model.mesh):
+            return self._programs.score[read_RT.shape[1]](self._adapters[adapter], self.model.frozen, read_RT, *more)
+
+    def _bucket(self, texts: Sequence[Sequence[int]]) -> int:
+        return next(n for n in self.config.text_buckets if max(map(len, texts)) <= n)
+
+    def _padded(self, texts: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return texts (R, length), and how long each is (R,)."""
+        tokens_RT = np.zeros((self.config.prefill_rows, length), np.int32)
+        lengths_R = np.zeros(self.config.prefill_rows, np.int32)
+        for n, text in enumerate(texts):
+            tokens_RT[n, : len(text)], lengths_R[n] = text, len(text)
+        return tokens_RT, lengths_R
 
     def _admit_waiting(self) -> None:
         """Fill free slots, prompts of like length together."""
@@ -159,10 +250,10 @@ class Engine:
         while chosen := self._scheduler.admit(c.prefill_rows):
             longest = max(len(one.request.tokens) for one in chosen)
             length = next(bucket for bucket in c.buckets if longest <= bucket)
-            prefix = self._prefixes.get(self._scheduler.prefix)
+            prefix = self._prefixes.get(self._scheduler.group[1])
             new = self._admission(chosen, length)
-            self._slots, tokens_C, log_probs_C = self._programs.admit[length](*self._weights, prefix, self._slots, new)
-            self._pending.append(_Launched(dict(enumerate(chosen)), tokens_C, log_probs_C))
+            self._slots, first = self._programs.admit[length](*self._weights(), prefix, self._slots, new)
+            self._pending.append(_Launched(dict(enumerate(chosen)), first))
 
     def _admission(self, chosen: Sequence[Queued], length: int) -> Admission:
         """Return the arrays of an admission; samples of one request have one prompt."""
@@ -175,17 +266,19 @@ class Engine:
             new.source[n], new.slot[n], new.limit[n] = row, one.slot, request.max_new_tokens
             choice = new.choice
             choice.temperature[n], choice.top_k[n], choice.top_p[n] = request.temperature, request.top_k, request.top_p
-            choice.key[n] = request.seed, one.sample
+            choice.key[n], choice.alternatives[n] = (request.seed, one.sample), request.alternatives
             for m, sequence in enumerate(request.stop):
                 new.stop[n, m] = [ANY] * (self.config.stop_length - len(sequence)) + list(sequence)
         return new
 
     def _take(self, launched: _Launched) -> None:
         """Take in what was chosen, each row's until its sequence ends."""
-        tokens, log_probs = np.asarray(launched.tokens), np.asarray(launched.log_probs)
+        chosen = jax.tree.map(np.asarray, launched.chosen)
         for row, one in launched.rows.items():
             if one.finish_reason is None:
-                self._append(one, tokens[row].reshape(-1).tolist(), log_probs[row].reshape(-1).tolist())
+                one.alternatives += _alternatives(chosen, row, one.request.alternatives)
+                self._append(one, chosen.token[row].reshape(-1).tolist(), chosen.log_prob[row].reshape(-1).tolist())
+                del one.alternatives[len(one.tokens) :]
 
     def _append(self, one: Queued, tokens: list[int], log_probs: list[float]) -> None:
         for token, log_prob in zip(tokens, log_probs, strict=True):
@@ -202,6 +295,25 @@ class Engine:
                 self._done.append(one)
                 return
 
+    def _check_scored(self, texts: Sequence[Sequence[int]], adapter: str, alternatives: int) -> None:
+        longest = self.config.text_buckets[-1]
+        if not self._programs.score:
+            raise UserError("this engine scores no given texts: make it with EngineConfig.score")
+        for text in texts:
+            if not 0 < len(text) <= longest:
+                raise UserError(f"a text of {len(text)} tokens is to be scored; this engine takes 1 to {longest}")
+            check_tokens(self.model, np.asarray(text, np.int32), "a text")
+        self._check_names(adapter, alternatives)
+
+    def _check_names(self, adapter: str, alternatives: int) -> None:
+        if adapter not in self._adapters:
+            raise UserError(f"no adapter {adapter!r}; there are {sorted(self._adapters)}: add_adapter first")
+        if not 0 <= alternatives <= self.config.alternatives:
+            raise UserError(
+                f"{alternatives} alternatives are asked for; this engine tells {self.config.alternatives}: ask for "
+                "fewer, or raise EngineConfig.alternatives"
+            )
+
     def _check(self, request: Request) -> None:
         c = self.config
         ids = np.asarray(request.tokens, np.int32)
@@ -215,7 +327,8 @@ class Engine:
                 f"a request of {len(ids)} tokens and {request.max_new_tokens} new ones; a slot has {c.slot_length}: "
                 "lower max_new_tokens, or raise EngineConfig.slot_length"
             )
-        if request.prefix not in self._prefixes:
+        self._check_names(request.adapter, request.alternatives)
+        if not self._prefixes.fits(request.prefix, request.adapter):
             raise UserError(f"no prefix {request.prefix!r}; it was read for another model, or never: add_prefix first")
         if len(request.stop) > c.stops or any(not 0 < len(s) <= c.stop_length for s in request.stop):
             raise UserError(f"stop has up to {c.stops} sequences of 1 to {c.stop_length} tokens; got {request.stop}")
@@ -228,6 +341,18 @@ class Engine:
             raise UserError(f"seed is 0 to 2**32 - 1; got {request.seed}")
         if request.deadline is not None and jax.process_count() > 1:
             raise UserError("hosts of one run have no common clock: leave the deadline out, and cancel on all of them")
+
+
+def _parts(rows: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _alternatives(chosen: Chosen, row: int, count: int) -> list[dict[int, float]]:
+    """Return the likeliest tokens of a row, place by place, with their log-probabilities; none unless wanted."""
+    if not count:
+        return []
+    ids, log_probs = (x[row].reshape(-1, x.shape[-1])[:, :count].tolist() for x in (chosen.best, chosen.best_log_prob))
+    return [dict(zip(*place, strict=True)) for place in zip(ids, log_probs, strict=True)]
 
 
 def _check_model(model: Model, c: EngineConfig) -> None:

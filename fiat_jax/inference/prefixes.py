@@ -25,27 +25,42 @@ class Prefixes:
 
     def __init__(self, model: Model, longest: int, programs: PrefixPrograms | None):
         self.model, self.longest, self._programs = model, longest, programs
-        self._trainable, self._changed = model.trainable, False
+        self._adapters, self._changed = {"": model.trainable}, False
         self._held: dict[str, Prefix] = {} if programs is None else {"": programs.empty()}
+        self._adapter_of: dict[str, str] = {}
 
     @classmethod
     def of(cls, model: Model, longest: int) -> "Prefixes":
         """Compile what reads prefixes of up to `longest` tokens."""
         return cls(model, longest, compile_prefix_programs(model, longest))
 
-    def __contains__(self, key: str) -> bool:
-        return not key or key in self._held
+    def fits(self, key: str, adapter: str = "") -> bool:
+        """Whether there is such a prefix, read with this adapter; the one of no tokens fits all."""
+        return not key or self._adapter_of.get(key) == adapter
 
     def get(self, key: str) -> Prefix | None:
         """Return the prefix of a key; None where there are no prefixes at all."""
         return self._held.get(key)
 
-    def use(self, trainable: nnx.State) -> None:
-        """Read with these trained parameters from now on, and forget what others read."""
-        self._trainable, self._changed = trainable, True
-        self._held = {key: prefix for key, prefix in self._held.items() if not key}
+    def use(self, trainable: nnx.State, adapter: str = "") -> None:
+        """Read with these trained parameters from now on where this adapter is named, and forget what others read."""
+        self._adapters[adapter], self._changed = trainable, self._changed or not adapter
+        for key in [key for key, name in self._adapter_of.items() if name == adapter]:
+            self.drop(key)
 
-    def add(self, tokens: Sequence[int], *, tokenizer: str = "", directory: str | Path | None = None) -> str:
+    def drop(self, key: str) -> None:
+        """Forget a prefix.
+
+        Raises:
+            UserError: there is none of this key.
+        """
+        if key not in self._adapter_of:
+            raise UserError(f"no prefix {key!r}; there are {sorted(self._adapter_of)}")
+        del self._held[key], self._adapter_of[key]
+
+    def add(
+        self, tokens: Sequence[int], *, adapter: str = "", tokenizer: str = "", directory: str | Path | None = None
+    ) -> str:
         """Read a text, unless it is held or was saved in `directory`, and return its key; save it there.
 
         Raises:
@@ -58,33 +73,36 @@ class Prefixes:
             )
         check_tokens(self.model, ids, "the prefix")
         identity = [self.model.fingerprint, self.model.build.dtype, tokenizer, ids.tolist()]
+        identity += [adapter] if adapter else []
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         if key not in self._held:
-            self._held[key] = self._compute(ids) if directory is None else self._saved(ids, key, Path(directory))
+            use = self._adapters[adapter]
+            self._held[key] = self._compute(ids, use) if directory is None else self._saved(ids, use, key, directory)
+            self._adapter_of[key] = adapter
         return key
 
-    def _saved(self, ids: np.ndarray, key: str, directory: Path) -> Prefix:
+    def _saved(self, ids: np.ndarray, trainable: nnx.State, key: str, directory: str | Path) -> Prefix:
         """Return a prefix from a directory, where it is put if it is not there."""
         if self.model.lora is None and (self._changed or not self.model.fingerprint):
             raise UserError("a prefix is saved under the name of its model's weights, and these have none")
-        saved = Checkpoints(directory / _adapted(key, self._trainable if self.model.lora else nnx.State({})))
+        saved = Checkpoints(Path(directory) / _adapted(key, trainable if self.model.lora else nnx.State({})))
         try:
             if saved.latest() is not None:
                 return self._placed(saved.restore(0, self._cut(self._held[""], len(ids))))
-            prefix = self._compute(ids)
+            prefix = self._compute(ids, trainable)
             saved.save(0, self._cut(prefix, len(ids)), {"tokens": len(ids), "model": self.model.fingerprint})
             return prefix
         finally:
             saved.close()
 
-    def _compute(self, ids: np.ndarray) -> Prefix:
+    def _compute(self, ids: np.ndarray, trainable: nnx.State) -> Prefix:
         assert self._programs is not None
         with jax.set_mesh(self.model.mesh):
             prefix = self._programs.empty()
             for start in range(0, len(ids), PREFIX_BLOCK):
                 part, count = np.zeros(PREFIX_BLOCK, np.int32), min(PREFIX_BLOCK, len(ids) - start)
                 part[:count] = ids[start : start + count]
-                prefix = self._programs.read(self._trainable, self.model.frozen, prefix, part, np.int32(count))
+                prefix = self._programs.read(trainable, self.model.frozen, prefix, part, np.int32(count))
         return prefix
 
     def _cut(self, prefix: Prefix, length: int) -> dict[str, jax.Array]:

@@ -32,13 +32,17 @@ class PrefixPrograms:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What an engine runs: see the functions of the same names in `slots`; `admit` by the length of its prompts."""
+    """What an engine runs: see the functions of the same names in `slots`; `admit` by the length of its prompts.
+
+    `score` by the length of what is read: `Model.text_log_probs`, of an encoder-decoder `Model.answer_log_probs`.
+    """
 
     prefix: PrefixPrograms | None
     empty: Any
     admit: dict[int, Any]
     decode: Any
     stop: Any
+    score: dict[int, Any]
 
 
 def compile_programs(model: Model, end_id: int, c: EngineConfig) -> Programs:
@@ -56,10 +60,10 @@ def compile_programs(model: Model, end_id: int, c: EngineConfig) -> Programs:
             return on_device.empty_slots(skeleton, c.slots, c.slot_length, (c.stops, c.stop_length))
 
         def admit(trainable, frozen, prefix, slots, new):
-            return on_device.admit(model.module(trainable, frozen), prefix, slots, new, end_id)
+            return on_device.admit(model.module(trainable, frozen), prefix, slots, new, end_id, c.alternatives)
 
         def decode(trainable, frozen, prefix, slots):
-            return on_device.decode(model.module(trainable, frozen), prefix, slots, end_id, c.block)
+            return on_device.decode(model.module(trainable, frozen), prefix, slots, end_id, c.block, c.alternatives)
 
         shardings = jax.tree.map(lambda x: x.sharding, _results(jax.jit(empty).lower().compile()))
         free = jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), shardings)
@@ -82,7 +86,24 @@ def compile_programs(model: Model, end_id: int, c: EngineConfig) -> Programs:
             },
             decode=compiled_decode,
             stop=stopping.lower(slots, np.ones(c.slots, bool)).compile(),
+            score=_compile_scoring(model, c) if c.score else {},
         )
+
+
+def _compile_scoring(model: Model, c: EngineConfig) -> dict[int, Any]:
+    ints = lambda *shape: np.zeros((c.prefill_rows, *shape), np.int32)  # noqa: E731
+
+    def texts(trainable, frozen, tokens_BT):
+        return jax.tree.map(on_device.everywhere, model.text_log_probs(trainable, frozen, tokens_BT, c.alternatives))
+
+    def answers(trainable, frozen, read_BS, lengths_B, answers_BT):
+        return on_device.everywhere(model.answer_log_probs(trainable, frozen, read_BS, lengths_B, answers_BT))
+
+    decoder = isinstance(model.config, DecoderConfig)
+    given = {n: (ints(n),) if decoder else (ints(n), ints(), ints(c.shortest_bucket)) for n in c.text_buckets}
+    shardings = [PartitionSpec()] * (1 if decoder else 3)
+    scoring = jax.jit(texts if decoder else answers, in_shardings=(None, None, *shardings))
+    return {n: scoring.lower(model.trainable, model.frozen, *arrays).compile() for n, arrays in given.items()}
 
 
 def _jit(program: Any, *, kept_at: int, layout: Any) -> Any:
@@ -92,7 +113,7 @@ def _jit(program: Any, *, kept_at: int, layout: Any) -> Any:
     """
     behind = len(inspect.signature(program).parameters) - kept_at - 1
     in_shardings = (*[None] * kept_at, layout, *[PartitionSpec()] * behind)
-    return jax.jit(program, donate_argnums=kept_at, in_shardings=in_shardings, out_shardings=(layout, None, None))
+    return jax.jit(program, donate_argnums=kept_at, in_shardings=in_shardings, out_shardings=(layout, None))
 
 
 def compile_prefix_programs(model: Model, longest: int) -> PrefixPrograms:
@@ -133,7 +154,7 @@ def empty_admission(c: EngineConfig, length: int) -> Admission:
         source=ints(R),
         slot=np.full(R, c.slots, np.int32),
         limit=np.ones(R, np.int32),
-        choice=Choice(np.zeros(R, np.float32), ints(R), np.ones(R, np.float32), np.zeros((R, 2), np.uint32)),
+        choice=Choice(np.zeros(R, np.float32), ints(R), np.ones(R, np.float32), np.zeros((R, 2), np.uint32), ints(R)),
         stop=np.full((R, c.stops, c.stop_length), NONE, np.int32),
     )
 

@@ -11,12 +11,35 @@ Array = jax.Array | np.ndarray
 
 @struct.dataclass
 class Choice:
-    """How each of B rows chooses: float32 `temperature`, `top_p`, int32 `top_k`, and `key`, raw bits (B, 2) uint32."""
+    """How each of B rows chooses: float32 `temperature`, `top_p`, int32 `top_k`, and `key`, raw bits (B, 2) uint32.
+
+    `alternatives`, int32: how many of the likeliest tokens are told besides.
+    """
 
     temperature: Array
     top_k: Array
     top_p: Array
     key: Array
+    alternatives: Array
+
+
+@struct.dataclass
+class Chosen:
+    """Tokens (...) with their log-probabilities, and the A likeliest in their place (..., A) with theirs.
+
+    Log-probabilities are float32, of the model's own distribution: before temperature and cuts.
+    """
+
+    token: Array
+    log_prob: Array
+    best: Array
+    best_log_prob: Array
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, ...], alternatives: int) -> "Chosen":
+        """Return room for so many."""
+        more = (*shape, alternatives)
+        return cls(jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.zeros(more, jnp.int32), jnp.zeros(more))
 
 
 def row_key(seed: Array, sample: Array) -> jax.Array:
@@ -24,8 +47,8 @@ def row_key(seed: Array, sample: Array) -> jax.Array:
     return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), sample))
 
 
-def choose(logits_BV: jax.Array, choice: Choice, places_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return each row's next token, int32 (B,), and its log-probability, float32 (B,), before temperature and cuts.
+def choose(logits_BV: jax.Array, choice: Choice, places_B: jax.Array, alternatives: int = 0) -> Chosen:
+    """Return each row's next token (B,), and so many alternatives where any row wants some.
 
     places_B is the index of the token within its completion: nothing else of the batch decides what is drawn.
     """
@@ -39,7 +62,20 @@ def choose(logits_BV: jax.Array, choice: Choice, places_B: jax.Array) -> tuple[j
 
     token_B = jax.lax.cond(sampled.any(), lambda: jnp.where(sampled, draw(), greedy_B), lambda: greedy_B)
     picked_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
-    return token_B, picked_B - jax.nn.logsumexp(logits_BV, axis=-1)
+    norm_B = jax.nn.logsumexp(logits_BV, axis=-1)
+    best_BA, best_log_prob_BA = likeliest(logits_BV, norm_B, alternatives, (choice.alternatives > 0).any())
+    return Chosen(token_B, picked_B - norm_B, best_BA, best_log_prob_BA)
+
+
+def likeliest(logits_BV: jax.Array, norm_B: jax.Array, count: int, wanted) -> tuple[jax.Array, jax.Array]:
+    """Return the `count` likeliest tokens (B, A) and their log-probabilities; zeros where none are wanted."""
+    B = logits_BV.shape[0]
+
+    def find():
+        best, ids = jax.lax.top_k(logits_BV, count)
+        return ids.astype(jnp.int32), best - norm_B[:, None]
+
+    return jax.lax.cond(wanted, find, lambda: (jnp.zeros((B, count), jnp.int32), jnp.zeros((B, count))))
 
 
 def _cut(logits_BV: jax.Array, choice: Choice) -> jax.Array:

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from fiat_jax.inference.requests import Completion, FinishReason, Request
+from fiat_jax.inference.requests import Completion, FinishReason, Progress, Request
 
 Order = Literal["longest", "arrival"]
-PATIENCE = 4  # times the number of slots: so many may overtake the first in line while another prefix is at work
+PATIENCE = 4  # times the number of slots: so many may overtake the first in line while another group is at work
 
 
 @dataclasses.dataclass
@@ -21,6 +21,7 @@ class Sequence:
     slot: int | None = None
     tokens: list[int] = dataclasses.field(default_factory=list)
     log_probs: list[float] = dataclasses.field(default_factory=list)
+    alternatives: list[dict[int, float]] = dataclasses.field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     @property
@@ -29,22 +30,27 @@ class Sequence:
         return len(self.request.tokens) + self.request.max_new_tokens
 
     @property
+    def progress(self) -> Progress:
+        """What it has come to so far: its own lists, which grow."""
+        return Progress(self.sample, self.tokens, self.log_probs, self.alternatives, self.finish_reason)
+
+    @property
     def completion(self) -> Completion:
         """What it has come to, once it is over."""
         assert self.finish_reason is not None
-        return Completion(tuple(self.tokens), tuple(self.log_probs), self.finish_reason)
+        return Completion(tuple(self.tokens), tuple(self.log_probs), self.finish_reason, tuple(self.alternatives))
 
 
 class Scheduler:
-    """Puts waiting sequences into free slots, those of one prefix at a time.
+    """Puts waiting sequences into free slots, those of one group (adapter and prefix) at a time.
 
     `order`: "longest" first keeps slots busy to the end of bulk work; "arrival" is fair to those who wait: those of the
-    prefix at work may overtake others, but not for ever.
+    group at work may overtake others, but not for ever.
     """
 
     def __init__(self, num_slots: int, order: Order = "longest"):
         self.order: Order = order
-        self.prefix = ""
+        self.group = ("", "")
         self.running: dict[int, Sequence] = {}
         self._free = list(range(num_slots))[::-1]
         self._waiting: list[Sequence] = []
@@ -55,6 +61,15 @@ class Scheduler:
         """Whether there is nothing to do."""
         return not (self.running or self._waiting)
 
+    @property
+    def waiting(self) -> int:
+        """How many have no slot yet."""
+        return len(self._waiting)
+
+    def any(self, of: Callable[[Sequence], bool]) -> bool:
+        """Whether there is such a one, running or waiting."""
+        return any(map(of, (*self.running.values(), *self._waiting)))
+
     def add(self, sequences: Iterable[Sequence]) -> None:
         """Let sequences wait for a slot."""
         self._waiting.extend(sequences)
@@ -62,18 +77,18 @@ class Scheduler:
             self._waiting.sort(key=lambda one: -one.weight)
 
     def admit(self, most: int) -> list[Sequence]:
-        """Give slots to at most so many waiting sequences of the prefix at work, or of another one when all are out."""
+        """Give slots to at most so many waiting sequences of the group at work, or of another one when all are out."""
         if not self._waiting:
             return []
         first = self._waiting[0]
         if not self.running:
-            self.prefix = first.request.prefix
-        if first.request.prefix == self.prefix:
+            self.group = first.request.group
+        if first.request.group == self.group:
             self._overtaken = 0
         elif self.order == "arrival" and self._overtaken >= self._patience:
             return []
-        chosen = [one for one in self._waiting if one.request.prefix == self.prefix][: min(most, len(self._free))]
-        self._overtaken += len(chosen) if first.request.prefix != self.prefix else 0
+        chosen = [one for one in self._waiting if one.request.group == self.group][: min(most, len(self._free))]
+        self._overtaken += len(chosen) if first.request.group != self.group else 0
         for one in chosen:
             one.slot = self._free.pop()
             self.running[one.slot] = one

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fiat_jax.inference.sampling import Array, Choice, choose, row_key
+from fiat_jax.inference.sampling import Array, Choice, Chosen, choose, row_key
 from fiat_jax.models.attention import Prefix
 from fiat_jax.models.decoder import Decoder
 from fiat_jax.models.encoder_decoder import EncoderDecoder
@@ -75,21 +75,22 @@ def empty_slots(module: Module, slots: int, length: int, stops: tuple[int, int])
         count=ints,
         limit=ints,
         running=jnp.zeros(slots, bool),
-        choice=Choice(jnp.zeros(slots), ints, jnp.ones(slots), jnp.zeros((slots, 2), jnp.uint32)),
+        choice=Choice(jnp.zeros(slots), ints, jnp.ones(slots), jnp.zeros((slots, 2), jnp.uint32), ints),
         stop=jnp.full((slots, *stops), NONE, jnp.int32),
         tail=jnp.full((slots, stops[1]), NONE, jnp.int32),
     )
 
 
-def admit(module: Module, prefix: Prefix | None, slots: Slots, new: Admission, end_id: int):
-    """Read prompts and put sequences into slots; return these, and each one's first token and its log-probability.
+def admit(module: Module, prefix: Prefix | None, slots: Slots, new: Admission, end_id: int, alternatives: int):
+    """Read prompts and put sequences into slots; return these, and what was chosen first for each (C,).
 
     Nothing of what a slot held before is left in it.
     """
     keys_C2 = jax.vmap(row_key)(new.choice.key[:, 0], new.choice.key[:, 1])
     choice = dataclasses.replace(new.choice, key=keys_C2)
     x_RD, place_R, own = module.begin(new.tokens, new.lengths, new.whole, prefix)  # pyright: ignore
-    token_C, log_prob_C = choose(next_logits(module, x_RD)[new.source], choice, jnp.zeros_like(new.source))
+    chosen = choose(next_logits(module, x_RD)[new.source], choice, jnp.zeros_like(new.source), alternatives)
+    token_C = chosen.token
     tail_CW = jnp.full((token_C.shape[0], slots.tail.shape[1]), NONE).at[:, -1].set(token_C)
     count_C = jnp.ones_like(token_C)
     running_C = ~_ended(token_C, tail_CW, new.stop, count_C, new.limit, end_id)
@@ -109,11 +110,11 @@ def admit(module: Module, prefix: Prefix | None, slots: Slots, new: Admission, e
         stop=put(slots.stop, new.stop),
         tail=put(slots.tail, tail_CW),
     )
-    return held, everywhere(token_C), everywhere(log_prob_C)
+    return held, jax.tree.map(everywhere, chosen)
 
 
-def decode(module: Module, prefix: Prefix | None, slots: Slots, end_id: int, steps: int):
-    """Go on by at most so many tokens, less where no slot runs; return slots, tokens and log-probabilities (B, steps).
+def decode(module: Module, prefix: Prefix | None, slots: Slots, end_id: int, steps: int, alternatives: int):
+    """Go on by at most so many tokens, less where no slot runs; return slots and what was chosen (B, steps).
 
     Those of a row count from the first on, until its sequence ends.
     """
@@ -124,10 +125,11 @@ def decode(module: Module, prefix: Prefix | None, slots: Slots, end_id: int, ste
         return (step < steps) & slots.running.any()
 
     def one(state):
-        step, slots, tokens_BN, log_probs_BN = state
+        step, slots, written = state
         place_B = jnp.where(slots.running, slots.place, NOWHERE)
         x_BD, kept = module.extend(slots.token, place_B, slots.whole, slots.kept, prefix)  # pyright: ignore
-        token_B, log_prob_B = choose(next_logits(module, x_BD), slots.choice, slots.count)
+        chosen = choose(next_logits(module, x_BD), slots.choice, slots.count, alternatives)
+        token_B = chosen.token
         tail_BW = jnp.concatenate([slots.tail[:, 1:], token_B[:, None]], axis=1)
         count_B = slots.count + 1
         ended_B = _ended(token_B, tail_BW, slots.stop, count_B, slots.limit, end_id)
@@ -140,11 +142,11 @@ def decode(module: Module, prefix: Prefix | None, slots: Slots, end_id: int, ste
             running=slots.running & ~ended_B,
             tail=tail_BW,
         )
-        return step + 1, new, tokens_BN.at[:, step].set(token_B), log_probs_BN.at[:, step].set(log_prob_B)
+        return step + 1, new, jax.tree.map(lambda all_BN, now_B: all_BN.at[:, step].set(now_B), written, chosen)
 
-    state = (jnp.int32(0), slots, jnp.zeros((B, steps), jnp.int32), jnp.zeros((B, steps)))
-    _, slots, tokens_BN, log_probs_BN = jax.lax.while_loop(unfinished, one, state)
-    return slots, everywhere(tokens_BN), everywhere(log_probs_BN)
+    state = (jnp.int32(0), slots, Chosen.zeros((B, steps), alternatives))
+    _, slots, written = jax.lax.while_loop(unfinished, one, state)
+    return slots, jax.tree.map(everywhere, written)
 
 
 def stop_running(slots: Slots, kept_B: jax.Array) -> Slots:

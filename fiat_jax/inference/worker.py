@@ -1,20 +1,21 @@
 """An engine driven by a thread of its own, so that requests may come from anywhere and at any time."""
 
+import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from fiat_jax.errors import UserError
 from fiat_jax.inference.engine import Engine
-from fiat_jax.inference.requests import Completion, Request
+from fiat_jax.inference.requests import Completion, Progress, Request, TextScore
 
-# new tokens of a sample, all of them so far → whether it goes on
-Watch = Callable[[int, Sequence[int]], bool]
+T = TypeVar("T")
 
 
-def _go_on(sample: int, tokens: Sequence[int]) -> bool:
-    return True
+class EngineClosed(UserError):
+    """The engine is closed, or was before the request was answered."""
 
 
 class Worker:
@@ -38,29 +39,68 @@ class Worker:
     def __exit__(self, *exc_info) -> None:
         self.close()
 
-    def submit(self, request: Request, watch: Watch = _go_on) -> "Future[list[Completion]]":
+    def submit(self, request: Request, watch: Callable[[Progress], None] | None = None) -> "Future[list[Completion]]":
         """Return the future of the request's completions, one a sample; a UserError where it cannot be answered.
 
-        `watch` is called from the engine's thread with the tokens of a sample whenever there are more; False ends the
-        request, whose completions are then what there is. Cancelling the future frees the request's slots.
+        `watch` is called from the engine's thread whenever a sample has more tokens, and when it has ended. Cancelling
+        the future frees the request's slots.
         """
         asked = _Asked(request, watch)
         self._tell(lambda: self._begin(asked))
         asked.future.add_done_callback(lambda future: self._when_done(future, asked))
         return asked.future
 
-    def add_prefix(self, tokens: Sequence[int], **where: Any) -> str:
-        """Read a prefix between two blocks, and return its key; see `Engine.add_prefix`."""
-        key: Future[str] = Future()
+    def stream(self, request: Request) -> "Stream":
+        """Submit a request and return what is new of it, as it comes; called within an event loop."""
+        return Stream(self, request)
 
-        def add() -> None:
-            try:
-                key.set_result(self.engine.add_prefix(tokens, **where))
-            except Exception as error:  # of the caller, who is waiting in another thread
-                key.set_exception(error)
+    def end(self, future: Future, sample: int | None = None) -> None:
+        """End a sample of a request, or all of them: its completion is what there is."""
 
-        self._tell(add)
-        return key.result()
+        def end() -> None:
+            for number, asked in self._under_way.items():
+                if asked.future is future:
+                    self.engine.cancel(number, sample)
+
+        if not future.done():
+            self._tell(end)
+
+    def add_prefix(self, tokens: Sequence[int], **where: Any) -> "Future[str]":
+        """Read a prefix between two blocks; see `Engine.add_prefix`."""
+        return self._call(lambda: self.engine.add_prefix(tokens, **where))
+
+    def drop_prefix(self, key: str) -> "Future[None]":
+        """Forget a prefix; see `Engine.drop_prefix`."""
+        return self._call(lambda: self.engine.drop_prefix(key))
+
+    def score(self, texts: Sequence[Sequence[int]], **how: Any) -> "Future[list[TextScore]]":
+        """Score texts between two blocks; see `Engine.score`."""
+        return self._call(lambda: self.engine.score(texts, **how))
+
+    def rank(
+        self, text: Sequence[int], answers: Sequence[Sequence[int]], **how: Any
+    ) -> "Future[list[tuple[float, ...]]]":
+        """Score answers to a text between two blocks; see `Engine.rank`."""
+        return self._call(lambda: self.engine.rank(text, answers, **how))
+
+    def _call(self, function: Callable[[], T]) -> "Future[T]":
+        """Let the engine's thread call a function between two blocks."""
+        result: Future[T] = Future()
+
+        def call() -> None:
+            if result.set_running_or_notify_cancel():
+                try:
+                    result.set_result(function())
+                except Exception as error:  # of the caller, who is waiting in another thread
+                    result.set_exception(error)
+
+        self._tell(call)
+        return result
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are answered."""
+        return self._thread.is_alive()
 
     def close(self) -> None:
         """Cancel what is under way and end the thread."""
@@ -72,7 +112,7 @@ class Worker:
     def _tell(self, command: Callable[[], None]) -> None:
         with self._changed:
             if self._closed:
-                raise UserError("the engine is closed")
+                raise EngineClosed("the engine is closed")
             self._commands.append(command)
             self._changed.notify()
 
@@ -101,7 +141,7 @@ class Worker:
         except BaseException as error:  # whoever waits must hear of it
             self._fail(error)
             raise
-        self._fail(UserError("the engine was closed before this request was answered"))
+        self._fail(EngineClosed("the engine was closed before this request was answered"))
 
     def _obey(self) -> bool:
         """Carry out what was asked, waiting where there is nothing to do; False when all is over."""
@@ -123,15 +163,14 @@ class Worker:
             if asked is None:
                 continue  # of a worker before this one
             asked.done[one.sample] = one.completion
+            asked.tell(one.progress)
             if len(asked.done) == asked.request.samples:
                 del self._under_way[one.request_id]
                 asked.finish()
-        for number, sample, tokens in self.engine.progress():
-            asked = self._under_way.get(number)
-            if asked is not None and len(tokens) > asked.seen.get(sample, 0):
-                asked.seen[sample] = len(tokens)
-                if not asked.watch(sample, tokens):
-                    self.engine.cancel(number)
+        for one in self.engine.progress():
+            asked = self._under_way.get(one.request_id)
+            if asked is not None and asked.watch is not None:
+                asked.tell(one.progress)
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
@@ -145,15 +184,62 @@ class Worker:
         self._under_way.clear()
 
 
+class Stream:
+    """What is new of each sample of a request, as it comes, its end last; an asynchronous iterator and context.
+
+    Leaving the context frees the request's slots.
+
+    Raises:
+        UserError: what is wrong with the request, from `__anext__`.
+    """
+
+    def __init__(self, worker: Worker, request: Request):
+        self._worker, self._loop = worker, asyncio.get_running_loop()
+        self._news: asyncio.Queue[Progress | None] = asyncio.Queue()
+        self.future = worker.submit(request, self._tell)
+        self.future.add_done_callback(lambda _: self._tell(None))
+
+    def _tell(self, progress: Progress | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self._news.put_nowait, progress)
+
+    async def __aenter__(self) -> "Stream":
+        return self
+
+    async def __aexit__(self, *exc_info) -> None:
+        self.future.cancel()
+
+    def __aiter__(self) -> "Stream":
+        return self
+
+    async def __anext__(self) -> Progress:
+        progress = await self._news.get()
+        if progress is None:
+            await asyncio.wrap_future(self.future)
+            raise StopAsyncIteration
+        return progress
+
+    def end(self, sample: int) -> None:
+        """Let one sample write no more."""
+        self._worker.end(self.future, sample)
+
+
 class _Asked:
     """A request on its way."""
 
-    def __init__(self, request: Request, watch: Watch):
+    def __init__(self, request: Request, watch: Callable[[Progress], None] | None):
         self.request, self.watch = request, watch
         self.future: Future[list[Completion]] = Future()
         self.number: int | None = None
         self.done: dict[int, Completion] = {}
-        self.seen: dict[int, int] = {}
+        self._seen: dict[int, int] = {}
+
+    def tell(self, progress: Progress) -> None:
+        """Hand on what is new."""
+        seen = self._seen.get(progress.sample, 0)
+        if self.watch is not None and (len(progress.tokens) > seen or progress.finish_reason):
+            self._seen[progress.sample] = len(progress.tokens)
+            self.watch(progress.after(seen))
 
     def finish(self) -> None:
         if self.future.set_running_or_notify_cancel():

@@ -178,11 +178,17 @@ class EncoderDecoder(nnx.Module):
 
     def plain_states(self, tokens_BT: jax.Array) -> jax.Array:
         """Return the hidden states (B, T, D) of rows that each hold one text, read and then written again."""
-        (B, T), ones_BT = tokens_BT.shape, jnp.ones_like(tokens_BT)
-        positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-        written_BT = jnp.concatenate([jnp.full_like(tokens_BT[:, :1], self.config.start_id), tokens_BT[:, :-1]], 1)
-        masks = visible(ones_BT, ones_BT), jnp.ones((B, T, T), bool)
-        return self.decode(written_BT, positions_BT, *masks, encoded_BSD=self.encode(tokens_BT, ones_BT))[0]
+        B, T = tokens_BT.shape
+        return self.written_states(tokens_BT, jnp.full(B, T, jnp.int32), tokens_BT)
+
+    def written_states(self, read_BS: jax.Array, lengths_B: jax.Array, written_BT: jax.Array) -> jax.Array:
+        """Return the hidden states (B, T, D) that predict every token written, by rows that read texts of lengths."""
+        (B, S), (_, T) = read_BS.shape, written_BT.shape
+        segments_BS = (jnp.arange(S)[None] < lengths_B[:, None]).astype(jnp.int32)
+        ones_BT, positions_BT = jnp.ones((B, T), jnp.int32), jnp.broadcast_to(jnp.arange(T)[None], (B, T))
+        before_BT = jnp.concatenate([jnp.full_like(written_BT[:, :1], self.config.start_id), written_BT[:, :-1]], 1)
+        masks = visible(ones_BT, ones_BT), jnp.broadcast_to(segments_BS[:, None] == 1, (B, T, S))
+        return self.decode(before_BT, positions_BT, *masks, encoded_BSD=self.encode(read_BS, segments_BS))[0]
 
     def room(self, rows: int, length: int) -> "Kept":
         """Return what is kept of texts of up to `length` tokens that are read, and as many written; of none so far."""

@@ -44,15 +44,25 @@ def target_log_probs(
     x_BMD: jax.Array, head_VD: jax.Array, targets_BM: jax.Array, cap: float | None = None
 ) -> jax.Array:
     """Return log P(target) (B, M) in float32 of hidden states x under the output matrix `head`, logits capped."""
+    return target_and_best_log_probs(x_BMD, head_VD, targets_BM, 0, cap)[0]
+
+
+def target_and_best_log_probs(
+    x_BMD: jax.Array, head_VD: jax.Array, targets_BM: jax.Array, alternatives: int, cap: float | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return log P(target) (B, M) as above, and of the likeliest in each place ids and log P (B, M, alternatives)."""
     B, M, _ = x_BMD.shape
     count = _chunk_count(B, M, head_VD.shape[0])
 
     def chunk(inputs):
         x_ND, targets_N = inputs
         logits_NV = soft_cap(_logits_NV(x_ND, head_VD), cap)
-        return _pick(logits_NV, targets_N) - jax.nn.logsumexp(logits_NV, axis=-1)
+        norm_N = jax.nn.logsumexp(logits_NV, axis=-1)
+        best_NA, ids_NA = jax.lax.top_k(logits_NV, alternatives)
+        return _pick(logits_NV, targets_N) - norm_N, ids_NA.astype(jnp.int32), best_NA - norm_N[:, None]
 
-    return _unchunk(jax.lax.map(chunk, (_chunks(x_BMD, count), _chunks(targets_BM, count))), B, M)
+    found = jax.lax.map(chunk, (_chunks(x_BMD, count), _chunks(targets_BM, count)))
+    return tuple(_unchunk(array, B, M) for array in found)  # pyright: ignore
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -18,7 +18,7 @@ from fiat_jax.models.config import Build, Config, EncoderDecoderConfig
 from fiat_jax.models.decoder import Decoder
 from fiat_jax.models.decoder_families import LLAMA
 from fiat_jax.models.encoder_decoder import EncoderDecoder
-from fiat_jax.models.head import cross_entropy, logits_of, target_log_probs
+from fiat_jax.models.head import cross_entropy, logits_of, target_and_best_log_probs, target_log_probs
 from fiat_jax.models.linear import EMBED_AXES, EMBEDDING, LoraScale, Weight
 from fiat_jax.models.lora import LoraConfig, resolve
 from fiat_jax.models.stack import REMAT_POLICIES
@@ -97,6 +97,23 @@ class Model:
         behind = {} if prefix is None else {"prefix": prefix}
         x_BMD = module.target_states(batch, **behind)  # pyright: ignore
         return target_log_probs(x_BMD, module.head_VD, batch["targets"], self.config.logit_cap)
+
+    def text_log_probs(self, trainable, frozen, tokens_BT, alternatives: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return log P of every token of texts (B, T) after their first, and the likeliest in each place.
+
+        Entry t of the arrays (B, T - 1) and (B, T - 1, alternatives) is about token t + 1. Of a decoder alone.
+        """
+        module = self.module(trainable, frozen)
+        assert isinstance(module, Decoder)
+        x_BTD, cap = module.plain_states(tokens_BT), self.config.logit_cap
+        return target_and_best_log_probs(x_BTD[:, :-1], module.head_VD, tokens_BT[:, 1:], alternatives, cap)
+
+    def answer_log_probs(self, trainable, frozen, read_BS, lengths_B, answers_BT) -> jax.Array:
+        """Return log P of every token of answers (B, T) to texts of these lengths. Of an encoder-decoder alone."""
+        module = self.module(trainable, frozen)
+        assert isinstance(module, EncoderDecoder)
+        x_BTD = module.written_states(read_BS, lengths_B, answers_BT)
+        return target_log_probs(x_BTD, module.head_VD, answers_BT, self.config.logit_cap)
 
     def num_parameters(self) -> tuple[int, int]:
         """Return how many parameters are trained and how many are frozen."""

@@ -1,7 +1,7 @@
 """Chat templates: what an instruction-tuned model's own template puts around what it is told and what it answers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,30 +56,46 @@ def read_template(root: Path, config: Mapping[str, Any]) -> str | None:
     return template
 
 
+def render_template(
+    template: str, messages: Sequence[Mapping[str, str]], variables: Mapping[str, Any], *, prompt: bool
+) -> str:
+    """Return what a template makes of messages; with `prompt` up to where the next answer begins.
+
+    Raises:
+        UserError: it does not take these messages.
+    """
+    # only whoever reads a chat template needs it
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    template = TODAY + template if "strftime_now" in template else template
+    try:
+        return render_jinja_template(
+            conversations=[[dict(message) for message in messages]],
+            chat_template=template,
+            add_generation_prompt=prompt,
+            **variables,
+        )[0][0]
+    except Exception as error:  # whatever a template does wrong
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(f"the chat template does not take the roles {roles} ({error})") from None
+
+
 def turns(template: str, chat: Chat, special_tokens: Mapping[str, str], where: str) -> Turns:
     """Return what a template puts around one exchange.
 
     Raises:
         UserError: a template that lacks a role, fails, or changes the words it is given.
     """
-    # only whoever reads a chat template needs it
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     told = [{"role": "system", "content": chat.system}] if chat.system else []
     told.append({"role": "user", "content": USER})
     variables = {**special_tokens, **dict(chat.variables)}
-    template = TODAY + template if "strftime_now" in template else template
 
     def rendered(messages: list[dict[str, str]], prompt: bool) -> str:
         try:
-            return render_jinja_template(
-                conversations=[messages], chat_template=template, add_generation_prompt=prompt, **variables
-            )[0][0]
-        except Exception as error:  # whatever a template does wrong
-            roles = ", ".join(message["role"] for message in messages)
+            return render_template(template, messages, variables, prompt=prompt)
+        except UserError as error:
             raise UserError(
-                f"the chat template of {where} does not take the roles {roles} ({error}); leave `system` out of the "
-                "instruction file, or give a model whose template has it"
+                f"{where}: {error}; leave `system` out of the instruction file, or give a model whose template has it"
             ) from None
 
     asked = rendered(told, prompt=True)

@@ -162,17 +162,8 @@ class Renderer:
 
     def reasoning_prompt(self, row: Row) -> ReasoningPrompt:
         """Render what θ_β is asked about a row: I_β and its exemplars first, then the row."""
-        side = self.instructions.reasoning
-        name = side.exemplars.choose(row)
-        chat = self._reasoning_turns
-        if name not in self._prefixes:
-            text = self.instructions.reasoning_prefix(name)
-            begin = () if self.tokenizer.bos_id is None else (self.tokenizer.bos_id,)
-            begin = tuple(self.tokenizer.encode_template(chat.opening)) if chat else begin
-            told = chat.begin + text if chat and text else text
-            start = self.tokenizer.starts_after(chat.opening) if chat else True
-            self._prefixes[name] = text, (*begin, *self.tokenizer.encode(told, start=start))
-        prefix_text, prefix_ids = self._prefixes[name]
+        side, chat = self.instructions.reasoning, self._reasoning_turns
+        prefix_text, prefix_ids = self._reasoning_prefix(side.exemplars.choose(row))
         own_text = side.request.fill(lambda field: self.instructions.field(row, field)).rstrip(" ")
         told = chat.begin + own_text if chat and not prefix_text else own_text
         start = self.tokenizer.starts_after(chat.opening) if chat else True
@@ -180,6 +171,20 @@ class Renderer:
         own_ids += self.tokenizer.encode_template(chat.between) if chat else []
         own_ids += [self.tokenizer.eos_id] if self._apart else []
         return ReasoningPrompt(prefix_ids, tuple(own_ids), prefix_text, own_text, side.stop, side.decoding, side.chat)
+
+    def reasoning_prefixes(self) -> list[tuple[int, ...]]:
+        """Return the ids of I_β with its exemplars, one for each set of these."""
+        return [self._reasoning_prefix(name)[1] for name in self.instructions.reasoning.exemplars.sets]
+
+    def _reasoning_prefix(self, name: str) -> tuple[str, tuple[int, ...]]:
+        if name not in self._prefixes:
+            text, chat = self.instructions.reasoning_prefix(name), self._reasoning_turns
+            begin = () if self.tokenizer.bos_id is None else (self.tokenizer.bos_id,)
+            begin = tuple(self.tokenizer.encode_template(chat.opening)) if chat else begin
+            told = chat.begin + text if chat and text else text
+            start = self.tokenizer.starts_after(chat.opening) if chat else True
+            self._prefixes[name] = text, (*begin, *self.tokenizer.encode(told, start=start))
+        return self._prefixes[name]
 
     @cached_property
     def _reasoning_turns(self) -> Turns | None:

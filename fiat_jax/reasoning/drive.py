@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from fiat_jax.errors import UserError
 from fiat_jax.prompts.render import Renderer
 from fiat_jax.reasoning.backend import Backend, Completion, Refused, Unavailable
 from fiat_jax.reasoning.progress import Meter
-from fiat_jax.store import Provenance, Record, SetWriter
+from fiat_jax.store import Provenance, Record, SetWriter, sampling_seed
 from fiat_jax.tasks.task import Row
 
 
@@ -167,8 +166,7 @@ class Drive:
         """A seed from the record's key, so that a row's sample is the same in every order; None for greedy decoding."""
         if not self._provenance.decoding.get("temperature"):
             return None
-        digest = hashlib.sha256(f"{self._provenance.set_key}/{want.key}/{want.sample}".encode()).digest()
-        return int.from_bytes(digest[:4], "big") >> 1
+        return sampling_seed(self._provenance.set_key, want.key, want.sample)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fiat_jax.inference.worker import Worker
 from fiat_jax.models.checkpoints import open_checkpoint
 from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.model import ModelConfig, load_model
+from fiat_jax.prompts.detokenize import TextStream
 from fiat_jax.prompts.render import ReasoningPrompt
 from fiat_jax.prompts.tokenizer import Tokenizer
 from fiat_jax.reasoning.backend import Completion, Refused
@@ -58,7 +60,7 @@ class NativeBackend:
         self._checkpoint = open_checkpoint(native.path)
         self._shapes: EngineConfig | None = None
         self._worker: Worker | None = None
-        self._prefixes: dict[tuple[int, ...], str] = {}
+        self._prefixes: dict[tuple[int, ...], Future[str]] = {}
 
     @property
     def concurrency(self) -> int:
@@ -101,23 +103,35 @@ class NativeBackend:
         """Complete one prompt; samples of a row differ by their seed alone."""
         worker = self._started(prompt)
         shared, own = self._split(prompt)
-        watch = _StopStrings(self._tokenizer, prompt.stop)
         try:
             request = Request(
                 own,
                 _new_tokens(prompt.decoding),
-                prefix=self._key(worker, shared),
+                prefix=await self._key(worker, shared),
                 seed=seed or 0,
                 temperature=float(prompt.decoding.get("temperature", 0.0)),
                 top_k=int(prompt.decoding.get("top_k", 0)),
                 top_p=float(prompt.decoding.get("top_p", 1.0)),
             )
-            (found,) = await asyncio.wrap_future(worker.submit(request, watch))
+            if prompt.stop:
+                text, reason, count = await self._until(worker, request, prompt.stop)
+            else:
+                (found,) = await asyncio.wrap_future(worker.submit(request))
+                text, reason, count = self._tokenizer.decode(found.tokens), found.finish_reason, len(found.tokens)
         except UserError as error:
             raise Refused(str(error)) from None
-        text, stopped = watch.cut(self._tokenizer.decode(found.tokens))
-        reason = "stop" if stopped else found.finish_reason
-        return Completion(text, reason, len(shared) + len(own), len(found.tokens))
+        return Completion(text, reason, len(shared) + len(own), count)
+
+    async def _until(self, worker: Worker, request: Request, stop: Sequence[str]) -> tuple[str, str, int]:
+        """Return the text before any of the strings, why it ends, and how many tokens were written."""
+        stream, text, reason, count = TextStream(self._tokenizer, stop), "", "", 0
+        async with worker.stream(request) as news:
+            async for new in news:
+                text, reason, count = text + stream.push(new.tokens), new.finish_reason or "", count + len(new.tokens)
+                if stream.stopped:
+                    break
+        text += stream.finish()
+        return text, "stop" if stream.stopped else reason, count
 
     async def close(self) -> None:
         """End the engine's thread."""
@@ -143,7 +157,7 @@ class NativeBackend:
             shared = 0
         return whole[:shared], whole[shared:]
 
-    def _key(self, worker: Worker, shared: tuple[int, ...]) -> str:
+    async def _key(self, worker: Worker, shared: tuple[int, ...]) -> str:
         if not shared:
             return ""
         if shared not in self._prefixes:
@@ -151,22 +165,7 @@ class NativeBackend:
                 logger.warning("more than %d sets of exemplars are held at once: they take memory", MOST_PREFIXES)
             where = self._native.prefixes or None
             self._prefixes[shared] = worker.add_prefix(shared, tokenizer=self._tokenizer.fingerprint, directory=where)
-        return self._prefixes[shared]
-
-
-class _StopStrings:
-    """Ends a completion where one of some strings comes, however it is cut into tokens."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
-        self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
-
-    def __call__(self, sample: int, tokens: Sequence[int]) -> bool:
-        return not self._stop or not self.cut(self._tokenizer.decode(tokens))[1]
-
-    def cut(self, text: str) -> tuple[str, bool]:
-        """Return the text before the first of the strings, and whether there was one."""
-        places = [place for place in map(text.find, self._stop) if place >= 0]
-        return (text[: min(places)], True) if places else (text, False)
+        return await asyncio.shield(asyncio.wrap_future(self._prefixes[shared]))
 
 
 def _new_tokens(decoding: Mapping[str, object]) -> int:

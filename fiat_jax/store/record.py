@@ -82,6 +82,12 @@ class Provenance:
         return cls(**json.loads(data))
 
 
+def sampling_seed(set_key: str, row: str, sample: int) -> int:
+    """Return the seed with which a record is sampled: of its key alone, so that order and company do not matter."""
+    digest = hashlib.sha256(f"{set_key}/{row}/{sample}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
 def encode_line(record: Record) -> bytes:
     """One line of JSON with its checksum first, newline included."""
     fields = dataclasses.asdict(record)

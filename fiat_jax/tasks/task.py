@@ -103,6 +103,18 @@ def read_rows(task: Task, split: str, *, answers_required: bool = True) -> list[
     return rows
 
 
+def input_row(task: Task, given: Mapping[str, Any]) -> Row:
+    """Check a row that comes from no file and needs neither an id nor a language nor an answer.
+
+    Raises:
+        UserError: a field of the task is missing, or its choices are none.
+    """
+    und = {task.language_field: "und"} if task.language_field else {}  # BCP 47: undetermined
+    row = SourceRow({task.id_field: "row", **und, **given}, "the row")
+    _check_row(task, row, answers_required=False)
+    return row
+
+
 def row_key(task: Task, row: Mapping[str, Any]) -> str:
     """Return sha256 (hex) of the row's input fields as canonical JSON: the same content is the same row."""
     names = {*task.fields, *([task.choices_field] if task.choices_field else [])}

@@ -48,7 +48,7 @@ def test_one_prefix_is_at_work_at_a_time():
     for one in list(scheduler.running.values()):
         scheduler.release(one, "stop")
     assert scheduler.admit(8) == [sequences[1], sequences[3]]
-    assert scheduler.prefix == "b"
+    assert scheduler.group == ("", "b")
 
 
 def test_who_waits_for_another_prefix_is_overtaken_only_so_often():

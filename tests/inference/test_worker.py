@@ -1,6 +1,6 @@
 """An engine behind a thread: requests from anywhere, each with its own fate."""
 
-import itertools
+import asyncio
 import threading
 from concurrent.futures import CancelledError
 
@@ -56,6 +56,26 @@ def test_requests_from_many_threads_get_the_answers_that_they_get_alone(worker, 
     assert [found[n] for n in range(len(requests))] == expected
 
 
+def test_one_sample_ends_and_the_others_go_on(worker):
+    async def first_ends():
+        async with worker.stream(Request((5, 7), 60, samples=2, temperature=1.0)) as news:
+            told = {0: 0, 1: 0}
+            async for progress in news:
+                told[progress.sample] += len(progress.tokens)
+                if progress.sample == 0 and progress.finish_reason is None:
+                    news.end(0)
+                if progress.finish_reason:
+                    yield progress.sample, progress.finish_reason, told[progress.sample]
+
+    async def ends():
+        return {sample: (reason, count) async for sample, reason, count in first_ends()}
+
+    found = asyncio.run(ends())
+    assert found[1] == ("length", 60)
+    assert found[0][0] == "cancelled"
+    assert found[0][1] < 60
+
+
 def test_one_that_cannot_be_answered_hears_so_and_the_others_go_on(worker, requests, expected):
     good, bad = worker.submit(requests[0]), worker.submit(Request((3, 99), 4))
     with pytest.raises(UserError, match="holds token 99"):
@@ -66,11 +86,7 @@ def test_one_that_cannot_be_answered_hears_so_and_the_others_go_on(worker, reque
 def test_a_cancelled_future_frees_its_slots(worker, requests, expected):
     begun = threading.Event()
 
-    def watch(sample, tokens):
-        begun.set()
-        return True
-
-    long = [worker.submit(Request((5, 7), 590), watch) for _ in range(4)]
+    long = [worker.submit(Request((5, 7), 590), lambda progress: begun.set()) for _ in range(4)]
     assert begun.wait(60)
     assert all(future.cancel() for future in long)
     assert worker.submit(requests[1]).result(60) == expected[1]
@@ -78,29 +94,41 @@ def test_a_cancelled_future_frees_its_slots(worker, requests, expected):
         long[0].result(1)
 
 
-def test_a_watch_sees_the_tokens_grow_and_ends_a_request(worker, requests):
-    seen = []
+def test_what_is_streamed_is_what_is_answered_sample_by_sample(worker, requests, expected):
+    async def streamed(request):
+        async with worker.stream(request) as news:
+            return [progress async for progress in news]
 
-    def watch(sample, tokens):
-        seen.append(list(tokens))
-        return len(tokens) < 20
+    for request, completions in zip(requests, expected, strict=True):
+        news = asyncio.run(streamed(request))
+        for sample, completion in enumerate(completions):
+            mine = [progress for progress in news if progress.sample == sample]
+            assert len(mine) > 1
+            assert tuple(token for progress in mine for token in progress.tokens) == completion.tokens
+            assert tuple(x for progress in mine for x in progress.log_probs) == completion.log_probs
+            assert [progress.finish_reason for progress in mine] == [None] * (len(mine) - 1) + ["length"]
 
-    (found,) = worker.submit(Request((5, 7), 500), watch).result(60)
-    assert found.finish_reason == "cancelled"
-    assert 20 <= len(found.tokens) < 60
-    assert all(b[: len(a)] == a for a, b in itertools.pairwise(seen))
-    assert len(seen) > 2
+
+def test_who_stops_listening_frees_the_slots(worker, requests, expected):
+    async def a_little():
+        async with worker.stream(Request((5, 7), 590, samples=2)) as news:
+            async for progress in news:
+                return progress
+
+    assert asyncio.run(a_little()).finish_reason is None
+    assert worker.submit(requests[0]).result(60) == expected[0]
+    assert worker.engine.load == (0, 0)
 
 
 def test_a_prefix_is_read_between_blocks(worker):
     busy = worker.submit(Request((5, 7), 300))
-    key = worker.add_prefix([1, 2, 3])
+    key = worker.add_prefix([1, 2, 3]).result(60)
     behind = worker.submit(Request((4, 4), 6, prefix=key)).result(60)
     assert len(busy.result(60)[0].tokens) == 300
     (whole,) = worker.submit(Request((1, 2, 3, 4, 4), 6)).result(60)
     assert behind[0].tokens == whole.tokens
     with pytest.raises(UserError, match="a prefix of 17 tokens"):
-        worker.add_prefix([1] * 17)
+        worker.add_prefix([1] * 17).result(60)
 
 
 def test_who_waits_when_the_engine_is_closed_or_fails_hears_of_it(engine):

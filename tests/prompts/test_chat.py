@@ -240,7 +240,7 @@ def test_a_template_without_the_system_role_is_one_clear_error(renderer):
         (FOR_EACH + "{{ m.content }}{{ m.content }}</s>{% endfor %}", "does not show once what the role user says"),
         ("{{ messages + 1 }}", "does not take the roles user"),
         (FOR_EACH + "{{ m.content }}{% endfor %}", "ends an answer with no special token"),
-        ("{% for m in messages %}", "chat template of .*tokenizer"),
+        ("{% for m in messages %}", "tokenizer: the chat template does not take"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_refused(template, said, write, rows, tokenizer):

@@ -1,0 +1,1 @@
+"""The HTTP server: θ_β and θ_τ alone, and the fused pair, by OpenAI's API."""
