@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 
 from rich.console import Console
 
+from fiat_jax.distributed import is_main
 from fiat_jax.errors import UserError
 from fiat_jax.evaluation.extract import find_extractor
 from fiat_jax.experiments.bundle import Bundle, load_bundle_model, open_feed
 from fiat_jax.experiments.feed import Feed, Reasons, rows_by_id
 from fiat_jax.inference.config import EngineConfig
 from fiat_jax.inference.engine import Engine
-from fiat_jax.inference.worker import Worker
+from fiat_jax.inference.worker import Driver, Worker
 from fiat_jax.models import peft
 from fiat_jax.models.checkpoints import open_checkpoint
 from fiat_jax.models.config import DecoderConfig
@@ -74,21 +76,27 @@ def named_bundles(given: Sequence[str], read: Callable[[str], Bundle]) -> dict[s
 
 
 def serve(asked: Asked, console: Console) -> None:
-    """Serve until a signal comes; see `serving.run`."""
+    """Serve until a signal comes; see `serving.run`. Of several processes the first listens, the others compute."""
     if not asked.bundles and asked.native is None:
         raise UserError("nothing to serve: give --bundle DIR, or the weights of a model with --gin.Native.path=DIR")
     _log_requests()
     key = os.environ.get(asked.serve.key_variable)
     assembly = Assembly(asked, lambda text: console.print(text, highlight=False, markup=False))
     assembly.check()
-    run(asked.serve, key, assembly.load, slots=assembly.slots, say=assembly.say)
+    if is_main():
+        run(asked.serve, key, assembly.load, assembly.driver, slots=assembly.slots, say=assembly.say)
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the first process says when it is over: it lets requests end
+    assembly.load(Gate(0))
+    assembly.driver.follow()
 
 
 class Assembly:
     """Puts models, renderers and engines together; `check` says what is wrong before anything is loaded."""
 
     def __init__(self, asked: Asked, say: Callable[[str], None]):
-        self.asked, self.say = asked, say
+        self.asked, self.say, self.driver = asked, say, Driver()
         self._feeds = {name: open_feed(bundle) for name, bundle in asked.bundles.items()}
         self._tokenizer = self._reasoning_tokenizer()
         self._renderers = {name: self._reasoning_renderer(name) for name in asked.bundles}
@@ -172,7 +180,7 @@ class Assembly:
         shapes = {"block": native.block, "prefill_rows": native.prefill_rows}
         config = self._shapes(model, native.slots, longest, self.asked.serve.max_length, **shapes)
         name = native.name or Path(native.path).resolve().name
-        worker = Worker(Engine(model, self._tokenizer.eos_id, config))
+        worker = Worker(Engine(model, self._tokenizer.eos_id, config), self.driver)
         text = TextModel(name, worker, self._tokenizer, self.asked.serve, gate, identity=_identity(model))
         for ids in dict.fromkeys(prefixes):
             text.pin_prefix(ids, native.prefixes or None)
@@ -217,7 +225,7 @@ class Assembly:
                 model = load_bundle_model(bundle, self.asked.mesh)
                 length = max(b.prompts.max_length for b in self.asked.bundles.values())
                 config = self._shapes(model, Native.slots, 0, length, prefill_rows=Native.prefill_rows)
-                loaded[base] = Worker(Engine(model, feed.renderer.end_id, config))
+                loaded[base] = Worker(Engine(model, feed.renderer.end_id, config), self.driver)
             identity = {"root": bundle.theta_tau, "adapter": str(bundle.directory)}
             text = TextModel(
                 f"{name}-tau", loaded[base], feed.tokenizer, self.asked.serve, gate, adapter, identity=identity

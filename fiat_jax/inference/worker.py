@@ -1,106 +1,96 @@
-"""An engine driven by a thread of its own, so that requests may come from anywhere and at any time."""
+"""Engines driven by a thread of their own, so that requests may come from anywhere and at any time."""
 
 import asyncio
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import jax
+
+from fiat_jax.distributed import from_main
 from fiat_jax.errors import UserError
 from fiat_jax.inference.engine import Engine
 from fiat_jax.inference.requests import Completion, Progress, Request, TextScore
+from fiat_jax.inference.scheduler import Sequence as Queued
 
 T = TypeVar("T")
+IDLE_SECONDS = 2.0  # after which processes that have nothing to do hear from each other
 
 
 class EngineClosed(UserError):
     """The engine is closed, or was before the request was answered."""
 
 
-class Worker:
-    """Submits, cancels and steps in one thread; what happens to a request reaches its future.
+class Command(NamedTuple):
+    """What one of the engines is to do: a method of its `_Hand` or of the engine, and what it is given."""
 
-    As a context manager it ends the thread; requests that are under way are cancelled.
+    engine: int
+    name: str
+    arguments: tuple
+    keywords: dict[str, Any]
+
+
+Answer = Callable[[Any, BaseException | None], None]  # what came of a command, or why nothing did
+
+
+class Driver:
+    """One thread for some engines: it carries out what their workers ask, and steps those that are at work.
+
+    In a run of several processes each has the same engines, made in the same order; the first one drives, and tells the
+    others once a block what it is about to do, while they `follow`.
     """
 
-    def __init__(self, engine: Engine):
-        self.engine = engine
+    def __init__(self):
         self._changed = threading.Condition()
-        self._commands: list[Callable[[], None]] = []
+        self._told: list[tuple[Command, Answer]] = []
         self._closed = False
-        self._under_way: dict[int, _Asked] = {}
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._hands: list[_Hand] = []
+        self._workers: list[Worker] = []
+        self._thread = threading.Thread(target=self._run, name="engines", daemon=True)
+
+    def add(self, worker: "Worker") -> int:
+        """Take on a worker's engine, before the start; return its number."""
+        self._hands.append(_Hand(worker.engine))
+        self._workers.append(worker)
+        return len(self._hands) - 1
+
+    def start(self) -> None:
+        """Begin to drive, in the first process of a run."""
         self._thread.start()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info) -> None:
-        self.close()
-
-    def submit(self, request: Request, watch: Callable[[Progress], None] | None = None) -> "Future[list[Completion]]":
-        """Return the future of the request's completions, one a sample; a UserError where it cannot be answered.
-
-        `watch` is called from the engine's thread whenever a sample has more tokens, and when it has ended. Cancelling
-        the future frees the request's slots.
-        """
-        asked = _Asked(request, watch)
-        self._tell(lambda: self._begin(asked))
-        asked.future.add_done_callback(lambda future: self._when_done(future, asked))
-        return asked.future
-
-    def stream(self, request: Request) -> "Stream":
-        """Submit a request and return what is new of it, as it comes; called within an event loop."""
-        return Stream(self, request)
-
-    def end(self, future: Future, sample: int | None = None) -> None:
-        """End a sample of a request, or all of them: its completion is what there is."""
-
-        def end() -> None:
-            for number, asked in self._under_way.items():
-                if asked.future is future:
-                    self.engine.cancel(number, sample)
-
-        if not future.done():
-            self._tell(end)
-
-    def add_prefix(self, tokens: Sequence[int], **where: Any) -> "Future[str]":
-        """Read a prefix between two blocks; see `Engine.add_prefix`."""
-        return self._call(lambda: self.engine.add_prefix(tokens, **where))
-
-    def drop_prefix(self, key: str) -> "Future[None]":
-        """Forget a prefix; see `Engine.drop_prefix`."""
-        return self._call(lambda: self.engine.drop_prefix(key))
-
-    def score(self, texts: Sequence[Sequence[int]], **how: Any) -> "Future[list[TextScore]]":
-        """Score texts between two blocks; see `Engine.score`."""
-        return self._call(lambda: self.engine.score(texts, **how))
-
-    def rank(
-        self, text: Sequence[int], answers: Sequence[Sequence[int]], **how: Any
-    ) -> "Future[list[tuple[float, ...]]]":
-        """Score answers to a text between two blocks; see `Engine.rank`."""
-        return self._call(lambda: self.engine.rank(text, answers, **how))
-
-    def _call(self, function: Callable[[], T]) -> "Future[T]":
-        """Let the engine's thread call a function between two blocks."""
-        result: Future[T] = Future()
-
-        def call() -> None:
-            if result.set_running_or_notify_cancel():
-                try:
-                    result.set_result(function())
-                except Exception as error:  # of the caller, who is waiting in another thread
-                    result.set_exception(error)
-
-        self._tell(call)
-        return result
+    def follow(self) -> None:
+        """Do what the first process does, until it ends; in all others."""
+        while (commands := from_main(None)) is not None:
+            for command in commands:
+                with contextlib.suppress(UserError):  # the first process says so to whom it concerns
+                    self._hands[command.engine].obey(command)
+            for hand in self._hands:
+                hand.step()
 
     @property
     def alive(self) -> bool:
         """Whether requests are answered."""
         return self._thread.is_alive()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is taken any more."""
+        return self._closed
+
+    def tell(self, command: Command, answer: Answer) -> None:
+        """Have a command carried out between two blocks; `answer` is called from the driver's thread.
+
+        Raises:
+            EngineClosed: it never will be.
+        """
+        with self._changed:
+            if self._closed:
+                raise EngineClosed("the engine is closed")
+            self._told.append((command, answer))
+            self._changed.notify()
 
     def close(self) -> None:
         """Cancel what is under way and end the thread."""
@@ -109,79 +99,227 @@ class Worker:
             self._changed.notify()
         self._thread.join()
 
-    def _tell(self, command: Callable[[], None]) -> None:
-        with self._changed:
-            if self._closed:
-                raise EngineClosed("the engine is closed")
-            self._commands.append(command)
-            self._changed.notify()
-
-    def _when_done(self, future: Future, asked: "_Asked") -> None:
-        if future.cancelled() and not self._closed:
-            self._tell(lambda: self._cancel(asked))
-
-    def _begin(self, asked: "_Asked") -> None:
-        if asked.future.cancelled():
-            return
-        try:
-            asked.number = self.engine.submit(asked.request)
-        except UserError as error:
-            asked.fail(error)
-        else:
-            self._under_way[asked.number] = asked
-
-    def _cancel(self, asked: "_Asked") -> None:
-        if asked.number is not None and asked.number in self._under_way:
-            self.engine.cancel(asked.number)
-
     def _run(self) -> None:
+        error: BaseException = EngineClosed("the engine was closed before this request was answered")
         try:
-            while self._obey():
-                self._step()
-        except BaseException as error:  # whoever waits must hear of it
-            self._fail(error)
+            while (told := self._next()) is not None:
+                from_main([command for command, _ in told])
+                for command, answer in told:
+                    self._obey(command, answer)
+                for hand, worker in zip(self._hands, self._workers, strict=True):
+                    worker.take(hand.step(), hand.progress())
+            from_main(None)
+        except BaseException as raised:  # whoever waits must hear of it
+            error = raised
             raise
-        self._fail(EngineClosed("the engine was closed before this request was answered"))
+        finally:
+            self._fail(error)
 
-    def _obey(self) -> bool:
-        """Carry out what was asked, waiting where there is nothing to do; False when all is over."""
+    def _next(self) -> list[tuple[Command, Answer]] | None:
+        """Return what is to be done, waiting where there is nothing; None when all is over."""
         with self._changed:
-            while not self._commands and not self._under_way and not self._closed:
-                self._changed.wait()
+            while not self._told and not any(hand.busy for hand in self._hands) and not self._closed:
+                if not self._changed.wait(IDLE_SECONDS if jax.process_count() > 1 else None):
+                    break
             if self._closed:
-                return False
-            commands, self._commands = self._commands, []
-        for command in commands:
-            command()
-        return True
+                return None
+            told, self._told = self._told, []
+        return told
 
-    def _step(self) -> None:
-        if not self._under_way:
-            return
-        for one in self.engine.step():
-            asked = self._under_way.get(one.request_id)
-            if asked is None:
-                continue  # of a worker before this one
-            asked.done[one.sample] = one.completion
-            asked.tell(one.progress)
-            if len(asked.done) == asked.request.samples:
-                del self._under_way[one.request_id]
-                asked.finish()
-        for one in self.engine.progress():
-            asked = self._under_way.get(one.request_id)
-            if asked is not None and asked.watch is not None:
-                asked.tell(one.progress)
+    def _obey(self, command: Command, answer: Answer) -> None:
+        try:
+            value = self._hands[command.engine].obey(command)
+        except UserError as error:
+            answer(None, error)
+        else:
+            answer(value, None)
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
             self._closed = True
-            commands, self._commands = self._commands, []
-        for command in commands:
-            command()  # what was still to begin is under way now, and fails with the rest
-        for number, asked in self._under_way.items():
-            self.engine.cancel(number)
+            told, self._told = self._told, []
+        for _, answer in told:
+            answer(None, error)
+        for hand, worker in zip(self._hands, self._workers, strict=True):
+            hand.end_all()
+            worker.fail(error)
+
+
+class _Hand:
+    """Carries out commands on one engine, the same in every process of a run; requests go by their tickets."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._numbers: dict[int, int] = {}
+        self._tickets: dict[int, int] = {}
+        self._left: dict[int, int] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are requests under way."""
+        return bool(self._numbers)
+
+    def obey(self, command: Command) -> Any:
+        """Carry out a command, and return what comes of it."""
+        method = getattr(self, command.name, None) or getattr(self._engine, command.name)
+        return method(*command.arguments, **command.keywords)
+
+    def submit(self, ticket: int, request: Request) -> None:
+        """Let a request wait for slots."""
+        number = self._engine.submit(request)
+        self._numbers[ticket], self._tickets[number], self._left[ticket] = number, ticket, request.samples
+
+    def end(self, ticket: int, sample: int | None = None) -> None:
+        """End a sample of a request, or all of them."""
+        if ticket in self._numbers:
+            self._engine.cancel(self._numbers[ticket], sample)
+
+    def end_all(self) -> None:
+        """End every request, and forget it."""
+        for number in self._numbers.values():
+            self._engine.cancel(number)
+        self._numbers, self._tickets, self._left = {}, {}, {}
+
+    def step(self) -> list[tuple[int, Queued]]:
+        """Decode a block if there is anything to do; return the sequences that ended, with their tickets."""
+        if not self.busy:
+            return []
+        # those of a driver before this one have no ticket
+        ended = [(self._tickets[one.request_id], one) for one in self._engine.step() if one.request_id in self._tickets]
+        for ticket, one in ended:
+            self._left[ticket] -= 1
+            if not self._left[ticket]:
+                del self._left[ticket], self._numbers[ticket], self._tickets[one.request_id]
+        return ended
+
+    def progress(self) -> list[tuple[int, Queued]]:
+        """Return the sequences that have a slot, with their tickets."""
+        running = self._engine.progress() if self.busy else []
+        return [(self._tickets[one.request_id], one) for one in running if one.request_id in self._tickets]
+
+
+class Pending(Future[list[Completion]]):
+    """The future of a request's completions, and the ticket that its worker knows it by."""
+
+    def __init__(self, ticket: int):
+        super().__init__()
+        self.ticket = ticket
+
+
+class Worker:
+    """Hands requests to an engine, and what happens to each to its future; with a driver of its own if none is given.
+
+    As a context manager it ends its driver; requests that are under way are cancelled.
+    """
+
+    def __init__(self, engine: Engine, driver: Driver | None = None):
+        self.engine = engine
+        self._driver, self._tickets = driver or Driver(), itertools.count()
+        self._under_way: dict[int, _Asked] = {}
+        self._index = self._driver.add(self)
+        if driver is None:
+            self._driver.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.close()
+
+    def submit(self, request: Request, watch: Callable[[Progress], None] | None = None) -> Pending:
+        """Return the future of the request's completions, one a sample; a UserError where it cannot be answered.
+
+        `watch` is called from the driver's thread whenever a sample has more tokens, and when it has ended. Cancelling
+        the future frees the request's slots.
+        """
+        ticket = next(self._tickets)
+        asked = _Asked(request, watch, Pending(ticket))
+
+        def begun(_: Any, error: BaseException | None) -> None:
+            if error is None:
+                self._under_way[ticket] = asked
+            else:
+                asked.fail(error)
+
+        self._tell("submit", begun, ticket, request)
+        asked.future.add_done_callback(self._when_done)
+        return asked.future
+
+    def stream(self, request: Request) -> "Stream":
+        """Submit a request and return what is new of it, as it comes; called within an event loop."""
+        return Stream(self, request)
+
+    def end(self, future: "Pending", sample: int | None = None) -> None:
+        """End a sample of a request, or all of them: its completion is what there is."""
+        with contextlib.suppress(EngineClosed):
+            self._tell("end", _nobody, future.ticket, sample)
+
+    def add_prefix(self, tokens: Sequence[int], **where: Any) -> "Future[str]":
+        """Read a prefix between two blocks; see `Engine.add_prefix`."""
+        return self._call("add_prefix", tokens, **where)
+
+    def drop_prefix(self, key: str) -> "Future[None]":
+        """Forget a prefix; see `Engine.drop_prefix`."""
+        return self._call("drop_prefix", key)
+
+    def score(self, texts: Sequence[Sequence[int]], **how: Any) -> "Future[list[TextScore]]":
+        """Score texts between two blocks; see `Engine.score`."""
+        return self._call("score", texts, **how)
+
+    def rank(
+        self, text: Sequence[int], answers: Sequence[Sequence[int]], **how: Any
+    ) -> "Future[list[tuple[float, ...]]]":
+        """Score answers to a text between two blocks; see `Engine.rank`."""
+        return self._call("rank", text, answers, **how)
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are answered."""
+        return self._driver.alive
+
+    def close(self) -> None:
+        """Cancel what is under way and end the driver."""
+        self._driver.close()
+
+    def take(self, ended: Sequence[tuple[int, Queued]], running: Sequence[tuple[int, Queued]]) -> None:
+        """Hand on what is new; called by the driver."""
+        for ticket, one in ended:
+            asked = self._under_way[ticket]
+            asked.done[one.sample] = one.completion
+            asked.tell(one.progress)
+            if len(asked.done) == asked.request.samples:
+                del self._under_way[ticket]
+                asked.finish()
+        for ticket, one in running:
+            if self._under_way[ticket].watch is not None:
+                self._under_way[ticket].tell(one.progress)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell all who wait that nothing will come; called by the driver."""
+        for asked in self._under_way.values():
             asked.fail(error)
         self._under_way.clear()
+
+    def _call(self, name: str, *arguments: Any, **keywords: Any) -> Future:
+        result: Future = Future()
+
+        def done(value: Any, error: BaseException | None) -> None:
+            if result.set_running_or_notify_cancel():
+                result.set_result(value) if error is None else result.set_exception(error)
+
+        self._tell(name, done, *arguments, **keywords)
+        return result
+
+    def _tell(self, name: str, answer: Answer, *arguments: Any, **keywords: Any) -> None:
+        self._driver.tell(Command(self._index, name, arguments, keywords), answer)
+
+    def _when_done(self, future: Future) -> None:
+        if future.cancelled() and isinstance(future, Pending):
+            self.end(future)
+
+
+def _nobody(value: Any, error: BaseException | None) -> None:
+    pass
 
 
 class Stream:
@@ -227,10 +365,8 @@ class Stream:
 class _Asked:
     """A request on its way."""
 
-    def __init__(self, request: Request, watch: Callable[[Progress], None] | None):
-        self.request, self.watch = request, watch
-        self.future: Future[list[Completion]] = Future()
-        self.number: int | None = None
+    def __init__(self, request: Request, watch: Callable[[Progress], None] | None, future: Pending):
+        self.request, self.watch, self.future = request, watch, future
         self.done: dict[int, Completion] = {}
         self._seen: dict[int, int] = {}
 

@@ -11,13 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import uvicorn
 
 from fiat_jax.errors import UserError
-from fiat_jax.inference.worker import Worker
+from fiat_jax.inference.worker import Driver
 from fiat_jax.serving.app import make_app
 from fiat_jax.serving.config import Serve
 from fiat_jax.serving.gate import Gate
 from fiat_jax.serving.metrics import Metrics
 from fiat_jax.serving.service import Served, Service
-from fiat_jax.serving.text import TextModel
 
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 0.5  # between two looks at whether the engines still live
@@ -42,11 +41,11 @@ def listen(serve: Serve) -> socket.socket:
     return listening
 
 
-def run(serve: Serve, key: str | None, load: Load, *, slots: int, say: Callable[[str], None]) -> None:
+def run(serve: Serve, key: str | None, load: Load, driver: Driver, *, slots: int, say: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
-    `load` is called once, in a thread, and returns the models by name; `slots` is how many sequences they answer at
-    once. What is wrong with them ends the server.
+    `load` is called once, in a thread, and returns the models by name, whose engines the driver then drives; `slots` is
+    how many sequences they answer at once. What is wrong with them ends the server.
 
     Raises:
         UserError: the address cannot be had, no key protects one that others reach, or what `load` raises.
@@ -58,16 +57,17 @@ def run(serve: Serve, key: str | None, load: Load, *, slots: int, say: Callable[
         )
     listening = listen(serve)
     try:
-        asyncio.run(_Life(serve, key, load, slots, say).run(listening))
+        asyncio.run(_Life(serve, key, load, driver, slots, say).run(listening))
     finally:
         listening.close()
 
 
 class _Life:
-    def __init__(self, serve: Serve, key: str | None, load: Load, slots: int, say: Callable[[str], None]):
-        self._serve, self._load, self._say = serve, load, say
+    def __init__(
+        self, serve: Serve, key: str | None, load: Load, driver: Driver, slots: int, say: Callable[[str], None]
+    ):
+        self._serve, self._load, self._driver, self._say = serve, load, driver, say
         self._service = Service(serve, Gate(slots + serve.queue), Metrics())
-        self._failure: BaseException | None = None
         app = make_app(self._service, key)
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -92,8 +92,8 @@ class _Life:
             for task in (stopped, living):
                 task.cancel()
             results = await asyncio.gather(serving, living, stopped, return_exceptions=True)
-            for worker in self._workers():
-                await asyncio.to_thread(worker.close)
+            if self._driver.alive:
+                await asyncio.to_thread(self._driver.close)
         for result in results:
             if isinstance(result, Exception):
                 raise result
@@ -105,9 +105,10 @@ class _Life:
             models = await asyncio.get_running_loop().run_in_executor(pool, self._load, self._service.gate)
         finally:
             pool.shutdown(wait=False)
+        self._driver.start()
         self._service.open(models)
         self._say(f"ready: {', '.join(models)}")
-        while all(worker.alive for worker in self._workers()):
+        while self._driver.alive:
             await asyncio.sleep(LOOK_SECONDS)
         raise RuntimeError("an engine has failed; its error stands above")
 
@@ -121,9 +122,6 @@ class _Life:
         for task in (draining, again):
             task.cancel()
         self._say("drained" if not gate.inside else f"{gate.inside} sequences were dropped")
-
-    def _workers(self) -> list[Worker]:
-        return [model.worker for model in self._service.models.values() if isinstance(model, TextModel)]
 
 
 @contextlib.contextmanager

@@ -139,9 +139,9 @@ class TextModel:
         return self.prefixes.setdefault(key, HeldPrefix(tuple(ids), key))
 
     def pin_prefix(self, ids: Sequence[int], directory: str | None = None) -> None:
-        """Have a prefix read that is never forgotten, and wait for it; before requests are let in."""
+        """Have a prefix read that is never forgotten; before the engine is driven."""
         where = {"tokenizer": self.tokenizer.fingerprint, "directory": directory}
-        key = self.worker.add_prefix(ids, adapter=self.adapter, **where).result()
+        key = self.worker.engine.add_prefix(ids, adapter=self.adapter, **where)
         self.prefixes[key] = HeldPrefix(tuple(ids), key, pinned=True)
 
     async def drop_prefix(self, key: str) -> None:
