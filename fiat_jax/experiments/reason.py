@@ -11,8 +11,10 @@ from fiat_jax.experiments.feed import read_instructions
 from fiat_jax.experiments.spec import Prompts, Reasoning
 from fiat_jax.prompts.render import Renderer
 from fiat_jax.prompts.tokenizer import Tokenizer
+from fiat_jax.reasoning.backend import HIDDEN, REFUSED
+from fiat_jax.reasoning.cost import Prices, money
 from fiat_jax.reasoning.drive import GenerateOptions
-from fiat_jax.reasoning.generate import bill, generate
+from fiat_jax.reasoning.generate import Bill, Summary, bill, generate
 from fiat_jax.reasoning.importer import import_reasoning
 from fiat_jax.reasoning.native import Native, NativeBackend
 from fiat_jax.reasoning.openai import Endpoint, OpenAIBackend
@@ -92,7 +94,8 @@ def ask_endpoint(reason: Reason, endpoint: Endpoint, workdir: Path, dry_run: boo
     """Ask an OpenAI-compatible endpoint for what the store lacks."""
     if not reason.tokenizer:
         raise UserError("no tokenizer to count tokens with: give --gin.Reason.tokenizer=DIRECTORY (any model's)")
-    _ask(reason, OpenAIBackend(endpoint), Tokenizer.from_directory(reason.tokenizer), workdir, dry_run, console)
+    tokenizer = Tokenizer.from_directory(reason.tokenizer)
+    _ask(reason, OpenAIBackend(endpoint), tokenizer, workdir, dry_run, console, endpoint.prices)
 
 
 def ask_engine(
@@ -114,20 +117,16 @@ def _ask(
     workdir: Path,
     dry_run: bool,
     console: Console,
+    prices: Prices | None = None,
 ) -> None:
     rows = rows_of(reason.task, reason.splits)
     instructions = read_instructions(reason.prompts, reason.task)
     renderer = Renderer(instructions, tokenizer, reason.prompts.max_length)
     store = ReasoningStore(reason.reasoning.store)
-    price = bill(reason.task, rows, renderer, backend, store, reason.options)
+    price = bill(reason.task, rows, renderer, backend, store, reason.options, prices)
     first = renderer.reasoning_prompt(rows[0])
     console.print(first.prefix_text + first.own_text, markup=False, highlight=False)
-    console.print(
-        f"{price.requests:,} requests of {price.wanted:,} are not stored in set {price.set_key}: "
-        f"{price.prompt_tokens:,} prompt tokens "
-        f"(counted by {tokenizer.source}), at most {price.completion_tokens_at_most:,} answer tokens",
-        highlight=False,
-    )
+    console.print(_bill_line(price, tokenizer, reason.options.max_cost), highlight=False)
     for row in price.unrendered:
         console.print(f"row {row.row_id} cannot be asked: {row.reason}", markup=False)
     if isinstance(backend, NativeBackend):
@@ -137,15 +136,34 @@ def _ask(
     if dry_run:
         return
     summary = generate(
-        reason.task, rows, renderer, backend, store, reason.options,
+        reason.task, rows, renderer, backend, store, reason.options, prices=prices,
         quarantine=workdir / "quarantine.jsonl", console=console if console.is_terminal else None,
     )  # fmt: skip
-    console.print(
-        f"set {summary.set_key}: {summary.written:,} written, {summary.before:,} were there, "
-        f"{len(summary.quarantined):,} in quarantine, {summary.without_answer:,} without an answer, "
-        f"{summary.cut_short:,} cut short, {summary.prompt_tokens:,} + {summary.completion_tokens:,} tokens, "
-        f"{summary.seconds:.1f} s",
-        highlight=False,
-    )
+    console.print(_summary_line(summary), highlight=False)
     if summary.interrupted:
-        raise Interrupted(summary.before + summary.written, summary.wanted)
+        raise Interrupted(summary.before + summary.written, summary.wanted, summary.stopped_by)
+
+
+def _bill_line(price: Bill, tokenizer: Tokenizer, max_cost: float | None) -> str:
+    line = (
+        f"{price.requests:,} requests of {price.wanted:,} are not stored in set {price.set_key}: "
+        f"{price.prompt_tokens:,} prompt tokens (counted by {tokenizer.source}), at most "
+        f"{price.completion_tokens_at_most:,} answer tokens"
+    )
+    if price.cost_at_most is not None:
+        line += f", which cost {money(price.cost_at_most)} at most"
+    return line + (f"; not more than {money(max_cost)} will be spent" if max_cost is not None else "")
+
+
+def _summary_line(summary: Summary) -> str:
+    """Return what came of a run, each outcome by its own name."""
+    refused, hidden = summary.in_bucket(REFUSED), summary.in_bucket(HIDDEN)
+    lost = len(summary.quarantined)
+    cost = "" if summary.cost is None else f", cost {money(summary.cost)}"
+    return (
+        f"set {summary.set_key}: {summary.written:,} written ({summary.cut_short:,} cut short, "
+        f"{summary.without_answer:,} without an answer, {summary.with_hidden:,} with hidden reasoning), "
+        f"{summary.before:,} were there, {lost:,} in quarantine ({refused:,} refused, {hidden:,} nothing but hidden "
+        f"reasoning, {lost - refused - hidden:,} for other reasons), {summary.prompt_tokens:,} "
+        f"({summary.cached_tokens:,} cached) + {summary.completion_tokens:,} tokens{cost}, {summary.seconds:.1f} s"
+    )

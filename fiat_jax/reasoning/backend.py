@@ -5,20 +5,38 @@ from typing import Protocol
 
 from fiat_jax.prompts.render import ReasoningPrompt
 
+# why a request got no usable answer
+REFUSED = "refused"  # by the model, or by a content filter
+HIDDEN = "hidden"  # reasoning was written, and paid for, but is not shown
+FAILED = "failed"
+
 
 @dataclass(frozen=True)
 class Completion:
-    """What θ_β wrote, without the prompt; `served_by` is what an endpoint says it answered with."""
+    """What θ_β wrote, without the prompt; `served_by` is what an endpoint says it answered with.
+
+    `cached_tokens` are those of the prompt that the endpoint had read before, `hidden_tokens` those of reasoning that
+    it wrote and does not show.
+    """
 
     text: str
     finish_reason: str
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     served_by: str | None = None
+    cached_tokens: int | None = None
+    hidden_tokens: int | None = None
 
 
 class Refused(Exception):
-    """This prompt will get no answer, however often it is asked; other rows may."""
+    """This prompt will get no answer, however often it is asked; other rows may.
+
+    `bucket` is one of the kinds above; `completion` is what came and is paid for all the same.
+    """
+
+    def __init__(self, message: str, bucket: str = FAILED, completion: Completion | None = None):
+        super().__init__(message)
+        self.bucket, self.completion = bucket, completion
 
 
 class Unavailable(Exception):

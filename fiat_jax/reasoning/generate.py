@@ -14,6 +14,7 @@ from fiat_jax.errors import UserError
 from fiat_jax.prompts.instructions import Instructions
 from fiat_jax.prompts.render import Renderer
 from fiat_jax.reasoning.backend import Backend
+from fiat_jax.reasoning.cost import Prices
 from fiat_jax.reasoning.drive import Drive, GenerateOptions, Quarantined, Wanted
 from fiat_jax.reasoning.progress import Meter
 from fiat_jax.store import Provenance, ReasoningStore
@@ -26,8 +27,11 @@ logger = logging.getLogger(__name__)
 class Summary:
     """What one run did. `wanted` counts requests, `before` those already stored, `written` the new ones.
 
-    `changes` says where the model's identity changed, within the set or during the run; `interrupted` that a signal
-    ended the run early, so that the same command goes on from here.
+    Of those written, `without_answer` lack one that could be extracted, `cut_short` ended at max_tokens, and of
+    `with_hidden` the endpoint showed but a part; `quarantined` got nothing usable, for reasons of several buckets.
+    `cost` is None without prices. `changes` says where the model's identity changed, within the set or during the run;
+    `interrupted` that a signal or the money ended the run early, so that the same command goes on from here, and
+    `stopped_by` what other than a signal did.
     """
 
     set_key: str
@@ -37,18 +41,26 @@ class Summary:
     quarantined: tuple[Quarantined, ...]
     without_answer: int
     cut_short: int
+    with_hidden: int
     prompt_tokens: int
+    cached_tokens: int
     completion_tokens: int
+    cost: float | None
     changes: tuple[str, ...]
     interrupted: bool
+    stopped_by: str
     seconds: float
+
+    def in_bucket(self, bucket: str) -> int:
+        """Return how many of the quarantined are there for this kind of reason."""
+        return sum(entry.bucket == bucket for entry in self.quarantined)
 
 
 @dataclass(frozen=True)
 class Bill:
     """What a run would ask for: requests, tokens of their prompts, and the most tokens that they may be answered with.
 
-    `unrendered` are the rows whose prompt cannot be made, with the reason.
+    `cost_at_most` is None without prices; `unrendered` are the rows whose prompt cannot be made, with the reason.
     """
 
     set_key: str
@@ -56,6 +68,7 @@ class Bill:
     requests: int
     prompt_tokens: int
     completion_tokens_at_most: int
+    cost_at_most: float | None
     unrendered: tuple[Quarantined, ...]
 
 
@@ -81,6 +94,7 @@ def generate(
     store: ReasoningStore,
     options: GenerateOptions | None = None,
     *,
+    prices: Prices | None = None,
     quarantine: Path | None = None,
     console: Console | None = None,
 ) -> Summary:
@@ -91,13 +105,15 @@ def generate(
     second one drops them. Raises UserError where no row can succeed; what was answered is kept.
     """
     options = options or GenerateOptions()
+    if options.max_cost is not None and prices is None:
+        raise UserError("Generate.max_cost needs prices: set Endpoint.price_in and Endpoint.price_out")
     provenance = provenance_of(task, renderer.instructions, backend.identity())
     _check_samples(options, provenance)
     wanted, missing = _missing(task, rows, store, provenance, options)
     changes = _other_reports(store, provenance)
     began = time.monotonic()
     with store.open_set(provenance) as writer, Meter(len(missing), console) as meter:
-        drive = Drive(missing, renderer, backend, writer, provenance, options, meter)
+        drive = Drive(missing, renderer, backend, writer, provenance, options, meter, prices)
         try:
             drive.run()
         finally:
@@ -116,10 +132,14 @@ def generate(
         quarantined=tuple(drive.quarantined),
         without_answer=sum(record.answer is None for record in written),
         cut_short=sum(record.finish_reason == "length" for record in written),
+        with_hidden=sum(bool(record.hidden_tokens) for record in written),
         prompt_tokens=sum(record.prompt_tokens or 0 for record in written),
+        cached_tokens=sum(record.cached_tokens or 0 for record in written),
         completion_tokens=sum(record.completion_tokens or 0 for record in written),
+        cost=None if prices is None else drive.spent,
         changes=tuple(changes),
         interrupted=drive.interrupted,
+        stopped_by=drive.stopped_by,
         seconds=time.monotonic() - began,
     )
 
@@ -131,6 +151,7 @@ def bill(
     backend: Backend,
     store: ReasoningStore,
     options: GenerateOptions | None = None,
+    prices: Prices | None = None,
 ) -> Bill:
     """Count what `generate` would ask for, without asking θ_β for anything but its identity."""
     options = options or GenerateOptions()
@@ -146,7 +167,8 @@ def bill(
             unrendered.append(Quarantined(want.row_id, want.sample, str(error)))
     requests = len(missing) - len(unrendered)
     at_most = requests * int(str(provenance.decoding.get("max_tokens", 0)))
-    return Bill(provenance.set_key, wanted, requests, tokens, at_most, tuple(unrendered))
+    cost = None if prices is None else prices.of(tokens, at_most)
+    return Bill(provenance.set_key, wanted, requests, tokens, at_most, cost, tuple(unrendered))
 
 
 def _check_samples(options: GenerateOptions, provenance: Provenance) -> None:
@@ -209,6 +231,9 @@ def _write_quarantine(path: Path | None, quarantined: Sequence[Quarantined]) -> 
         path.unlink(missing_ok=True)  # of an earlier run, whose rows have since been answered
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    entries = [{"id": entry.row_id, "sample": entry.sample, "reason": entry.reason} for entry in quarantined]
+    entries = [
+        {"id": entry.row_id, "sample": entry.sample, "bucket": entry.bucket, "reason": entry.reason}
+        for entry in quarantined
+    ]
     lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
     path.write_text("".join(f"{line}\n" for line in lines), "utf-8", errors="backslashreplace")

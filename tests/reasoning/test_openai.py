@@ -6,7 +6,7 @@ import pytest
 
 from fiat_jax.errors import UserError
 from fiat_jax.prompts.render import ReasoningPrompt
-from fiat_jax.reasoning.backend import Refused, Unavailable
+from fiat_jax.reasoning.backend import FAILED, HIDDEN, REFUSED, Refused, Unavailable
 from fiat_jax.reasoning.openai import Endpoint, OpenAIBackend
 
 QUOTA = {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}
@@ -131,9 +131,8 @@ def test_an_endpoint_that_never_recovers_is_unavailable(endpoint):
     ("reply", "reason"),
     [
         ({"status": 400, "body": {"error": {"message": "prompt is too long"}}}, "prompt is too long"),
-        ({"body": {"choices": [{"text": "x", "finish_reason": "content_filter"}]}}, "content filter"),
         ({"body": {"choices": []}}, "holds no text"),
-        ({"body": {"choices": [{"message": {"content": None, "refusal": "no"}}]}}, "holds no text"),
+        ({"body": {"choices": [{"message": {"content": None}}]}}, "holds no text"),
     ],
 )
 def test_a_row_that_is_refused_is_not_asked_again(endpoint, reply, reason):
@@ -177,6 +176,70 @@ def test_identity_is_the_declared_name_with_what_stays_of_the_report(endpoint):
     assert backend.identity() == {"name": "big", "revision": "r1"}
 
 
+def says(content, finish_reason="stop", spent=None, **message):
+    details = {} if spent is None else {"completion_tokens_details": {"reasoning_tokens": spent}}
+    usage = {"prompt_tokens": 11, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 8}, **details}
+    choice = {"message": {"role": "assistant", "content": content, **message}, "finish_reason": finish_reason}
+    return {"body": {"choices": [choice], "usage": usage}}
+
+
+@pytest.mark.parametrize(
+    ("reply", "bucket", "reason"),
+    [
+        (says("x", "content_filter"), REFUSED, "content filter"),
+        (says(None, refusal="I cannot help with that"), REFUSED, "model refuses: I cannot help"),
+        (says("", "length", spent=7), HIDDEN, "does not show it.*raise decoding.max_tokens"),
+        (says("", reasoning_content="hmm"), HIDDEN, "leaves it out of `content`.*declare Endpoint.reasoning_field"),
+        (says(None, reasoning="hmm"), HIDDEN, "leaves it out of `content`"),
+        (says([]), FAILED, "holds no text"),
+    ],
+)
+def test_why_there_is_no_answer_is_told_apart_and_its_tokens_are_counted(endpoint, reply, bucket, reason):
+    endpoint.reply = lambda n, request: reply
+    with pytest.raises(Refused, match=reason) as raised:
+        ask(endpoint)
+    assert raised.value.bucket == bucket
+    paid = raised.value.completion
+    assert (paid.prompt_tokens, paid.completion_tokens, paid.cached_tokens) == (11, 7, 8)
+
+
+def test_tokens_of_reasoning_that_is_not_shown_are_kept_with_the_answer(endpoint):
+    endpoint.reply = lambda n, request: says("So the answer is yes.", spent=5)
+    (completion,) = ask(endpoint)
+    assert (completion.hidden_tokens, completion.cached_tokens) == (5, 8)
+
+
+@pytest.mark.parametrize("spelling", ["reasoning_content", "reasoning"])
+def test_declared_reasoning_is_read_before_the_content_in_either_spelling(endpoint, spelling):
+    endpoint.reply = lambda n, request: says("So the answer is yes.", spent=5, **{spelling: "It is even.\n"})
+    (completion,) = ask(endpoint, reasoning_field="reasoning_content")
+    assert completion.text == "It is even.\n\nSo the answer is yes."
+    assert completion.hidden_tokens is None
+
+
+def test_declared_reasoning_that_does_not_come_is_no_answer(endpoint):
+    endpoint.reply = lambda n, request: says("So the answer is yes.")
+    with pytest.raises(Refused, match=r"no `reasoning_content` or `reasoning`.*it has role, content"):
+        ask(endpoint, reasoning_field="reasoning_content")
+
+
+def test_reasoning_is_never_guessed_and_what_is_left_out_or_in_is_said_once(endpoint, caplog):
+    endpoint.reply = lambda n, request: says("<think>no</think> yes", reasoning="It is even.")
+    completions = ask(endpoint, times=3)
+    assert {completion.text for completion in completions} == {"<think>no</think> yes"}
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("only `content` is stored" in message for message in told) == 1
+    assert sum("stored as they are" in message for message in told) == 1
+
+
+def test_another_reasoning_field_is_another_set(endpoint):
+    backends = [
+        OpenAIBackend(Endpoint(endpoint.url, "big", reasoning_field=f)) for f in ("content", "reasoning_content")
+    ]
+    plain, declared = (backend.identity() for backend in backends)
+    assert declared == plain | {"reasoning_field": "reasoning_content"}
+
+
 def test_no_server_at_the_url_is_said_at_once():
     backend = OpenAIBackend(Endpoint(url="http://127.0.0.1:9", model="big"))
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/v1 does not answer: ConnectError.*Is the server up"):
@@ -191,6 +254,10 @@ def test_no_server_at_the_url_is_said_at_once():
         ({"model": ""}, "model is empty"),
         ({"url": "localhost:8000"}, "not the URL of an endpoint"),
         ({"attempts": 0}, "attempts is 0"),
+        ({"reasoning_field": "thinking"}, "reasoning_field is 'thinking'"),
+        ({"reasoning_field": "reasoning_content", "api": "completions"}, "with api = 'chat'"),
+        ({"price_in": 1.0}, "one is missing"),
+        ({"price_in": 1.0, "price_out": -1.0}, "expected 0 or more"),
     ],
 )
 def test_a_wrong_setting_is_named(settings, message):
