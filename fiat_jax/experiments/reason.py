@@ -95,7 +95,15 @@ def ask_endpoint(reason: Reason, endpoint: Endpoint, workdir: Path, dry_run: boo
     if not reason.tokenizer:
         raise UserError("no tokenizer to count tokens with: give --gin.Reason.tokenizer=DIRECTORY (any model's)")
     tokenizer = Tokenizer.from_directory(reason.tokenizer)
-    _ask(reason, OpenAIBackend(endpoint), tokenizer, workdir, dry_run, console, endpoint.prices)
+    _ask(
+        reason,
+        OpenAIBackend(endpoint, reason.options.concurrency),
+        tokenizer,
+        workdir,
+        dry_run,
+        console,
+        endpoint.prices,
+    )
 
 
 def ask_engine(

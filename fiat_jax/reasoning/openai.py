@@ -11,8 +11,10 @@ from fiat_jax.prompts.render import ReasoningPrompt
 from fiat_jax.reasoning.backend import FAILED, HIDDEN, REFUSED, Completion, Refused, Unavailable
 from fiat_jax.reasoning.cost import Prices
 from fiat_jax.reasoning.http import JsonClient, NotFound
+from fiat_jax.reasoning.pace import Pace
 
 logger = logging.getLogger(__name__)
+CONCURRENCY = 16
 CONTENT, REASONING = "content", "reasoning_content"
 REASONING_SPELLINGS = (REASONING, "reasoning")  # the second is what vLLM calls it now
 
@@ -78,13 +80,21 @@ class Endpoint:
 
 
 class OpenAIBackend:
-    """Asks the endpoint; `identity` joins the declared name and revision with what /v1/models says of the model."""
+    """Asks the endpoint; `identity` joins the declared name and revision with what /v1/models says of the model.
 
-    def __init__(self, endpoint: Endpoint):
+    At most `concurrency` requests are sent at a time, fewer while the endpoint does not keep up.
+    """
+
+    def __init__(self, endpoint: Endpoint, concurrency: int = CONCURRENCY):
         self._endpoint = endpoint
         key = os.environ.get(endpoint.key_variable)
         self._client = JsonClient(
-            endpoint.url, key, endpoint.key_variable, endpoint.timeout_seconds, endpoint.longest_wait_seconds
+            endpoint.url,
+            key,
+            endpoint.key_variable,
+            endpoint.timeout_seconds,
+            endpoint.longest_wait_seconds,
+            Pace(concurrency),
         )
         self._listed: list[str] = []
         self._warned: set[str] = set()

@@ -113,6 +113,16 @@ def test_retry_after_holds_every_request_back(endpoint, date):
     assert ask_at[2] - ask_at[1] >= 0.9, "a request went out before the endpoint allowed it"
 
 
+def test_an_endpoint_that_is_overloaded_gets_fewer_requests_at_a_time(endpoint):
+    endpoint.reply = lambda n, request: {"status": 503, "seconds": 0.5} if n < 8 else {"seconds": 0.05}
+    backend = OpenAIBackend(Endpoint(endpoint.url, "big"), concurrency=8)
+    ask_backend(backend, times=8)
+    assert endpoint.most_at_once == 8
+    endpoint.most_at_once = 0
+    ask_backend(backend, times=8)
+    assert endpoint.most_at_once < 8, "the pace was forgotten"
+
+
 def test_an_endpoint_that_asks_for_hours_ends_the_run(endpoint):
     endpoint.reply = lambda n, request: {"status": 429, "headers": {"Retry-After": "7200"}}
     with pytest.raises(UserError, match=r"asks to wait 7200 s.*again later"):
