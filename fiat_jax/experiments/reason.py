@@ -1,7 +1,7 @@
 """`fiat reason`: reasoning into the store, imported or asked of a model."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -148,6 +148,8 @@ def _ask(
         quarantine=workdir / "quarantine.jsonl", console=console if console.is_terminal else None,
     )  # fmt: skip
     console.print(_summary_line(summary), highlight=False)
+    if summary.dropped:
+        console.print(f"not taken by the endpoint: {', '.join(summary.dropped)}", highlight=False)
     if summary.interrupted:
         raise Interrupted(summary.before + summary.written, summary.wanted, summary.stopped_by)
 
@@ -165,13 +167,23 @@ def _bill_line(price: Bill, tokenizer: Tokenizer, max_cost: float | None) -> str
 
 def _summary_line(summary: Summary) -> str:
     """Return what came of a run, each outcome by its own name."""
-    refused, hidden = summary.in_bucket(REFUSED), summary.in_bucket(HIDDEN)
-    lost = len(summary.quarantined)
+    refused, hidden, lost = summary.in_bucket(REFUSED), summary.in_bucket(HIDDEN), len(summary.quarantined)
+    written = {
+        "cut short": summary.cut_short,
+        "without an answer": summary.without_answer,
+        "with hidden reasoning": summary.with_hidden,
+    }
+    other = lost - refused - hidden
+    quarantined = {"refused": refused, "nothing but hidden reasoning": hidden, "for other reasons": other}
+    cached = f" ({summary.cached_tokens:,} cached)" if summary.cached_tokens else ""
     cost = "" if summary.cost is None else f", cost {money(summary.cost)}"
     return (
-        f"set {summary.set_key}: {summary.written:,} written ({summary.cut_short:,} cut short, "
-        f"{summary.without_answer:,} without an answer, {summary.with_hidden:,} with hidden reasoning), "
-        f"{summary.before:,} were there, {lost:,} in quarantine ({refused:,} refused, {hidden:,} nothing but hidden "
-        f"reasoning, {lost - refused - hidden:,} for other reasons), {summary.prompt_tokens:,} "
-        f"({summary.cached_tokens:,} cached) + {summary.completion_tokens:,} tokens{cost}, {summary.seconds:.1f} s"
+        f"set {summary.set_key}: {summary.written:,} written, {summary.before:,} were there, {lost:,} in quarantine"
+        f"{_counts('of those written', written)}{_counts('in quarantine', quarantined)}; "
+        f"{summary.prompt_tokens:,}{cached} + {summary.completion_tokens:,} tokens{cost}, {summary.seconds:.1f} s"
     )
+
+
+def _counts(of: str, counts: Mapping[str, int]) -> str:
+    shown = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    return f"; {of} {shown}" if shown else ""

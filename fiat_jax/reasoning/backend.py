@@ -1,7 +1,7 @@
 """What θ_β is to the generator: something that completes a prompt and says who it is."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from fiat_jax.prompts.render import ReasoningPrompt
 
@@ -16,7 +16,7 @@ class Completion:
     """What θ_β wrote, without the prompt; `served_by` is what an endpoint says it answered with.
 
     `cached_tokens` are those of the prompt that the endpoint had read before, `hidden_tokens` those of reasoning that
-    it wrote and does not show.
+    it wrote and does not show; `left_out` are options that the request was made without, as the endpoint takes none.
     """
 
     text: str
@@ -26,6 +26,7 @@ class Completion:
     served_by: str | None = None
     cached_tokens: int | None = None
     hidden_tokens: int | None = None
+    left_out: tuple[str, ...] = ()
 
 
 class Refused(Exception):
@@ -48,6 +49,10 @@ class Backend(Protocol):
 
     def identity(self) -> dict[str, object]:
         """What names the model in the store: a weights fingerprint, or name, revision and what the endpoint reports."""
+        ...
+
+    def about(self) -> dict[str, Any]:
+        """Where and how it is asked, for who would ask it again; never a key."""
         ...
 
     async def complete(self, prompt: ReasoningPrompt, *, seed: int | None, sample: int) -> Completion:

@@ -189,7 +189,7 @@ class Drive:
             finish_reason=completion.finish_reason,
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=completion.completion_tokens,
-            seed=seed,
+            seed=None if "seed" in completion.left_out else seed,
             served_by=completion.served_by,
             cached_tokens=completion.cached_tokens,
             hidden_tokens=completion.hidden_tokens,

@@ -29,9 +29,9 @@ class Summary:
 
     Of those written, `without_answer` lack one that could be extracted, `cut_short` ended at max_tokens, and of
     `with_hidden` the endpoint showed but a part; `quarantined` got nothing usable, for reasons of several buckets.
-    `cost` is None without prices. `changes` says where the model's identity changed, within the set or during the run;
-    `interrupted` that a signal or the money ended the run early, so that the same command goes on from here, and
-    `stopped_by` what other than a signal did.
+    `cost` is None without prices; `dropped` are options that the endpoint did not take. `changes` says where the
+    model's identity changed, within the set or during the run; `interrupted` that a signal or the money ended the run
+    early, so that the same command goes on from here, and `stopped_by` what other than a signal did.
     """
 
     set_key: str
@@ -46,6 +46,7 @@ class Summary:
     cached_tokens: int
     completion_tokens: int
     cost: float | None
+    dropped: tuple[str, ...]
     changes: tuple[str, ...]
     interrupted: bool
     stopped_by: str
@@ -114,10 +115,15 @@ def generate(
     began = time.monotonic()
     with store.open_set(provenance) as writer, Meter(len(missing), console) as meter:
         drive = Drive(missing, renderer, backend, writer, provenance, options, meter, prices)
+        noted = backend.about() if missing else {}
+        if missing:
+            store.note_backend(provenance.set_key, noted)
         try:
             drive.run()
         finally:
             _write_quarantine(quarantine, drive.quarantined)
+            if missing and backend.about() != noted:  # by now it is known what the endpoint does not take
+                store.note_backend(provenance.set_key, backend.about())
     if not drive.interrupted and missing:
         changes += _identity_change(backend, provenance)
     changes += _served_by_several(store, provenance)
@@ -137,6 +143,7 @@ def generate(
         cached_tokens=sum(record.cached_tokens or 0 for record in written),
         completion_tokens=sum(record.completion_tokens or 0 for record in written),
         cost=None if prices is None else drive.spent,
+        dropped=tuple(backend.about().get("dropped", ())),
         changes=tuple(changes),
         interrupted=drive.interrupted,
         stopped_by=drive.stopped_by,

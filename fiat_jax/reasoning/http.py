@@ -20,6 +20,14 @@ class NotFound(UserError):
     """The endpoint has no such path, or no such model."""
 
 
+class BadRequest(Refused):
+    """The endpoint understood the request and does not take it; `error` is what it says, where that is JSON."""
+
+    def __init__(self, message: str, error: dict):
+        super().__init__(message)
+        self.error = error
+
+
 class _TransientError(Exception):
     """Worth another attempt; `overload`: the endpoint has too much to do."""
 
@@ -103,11 +111,8 @@ class JsonClient:
             raise _TransientError(f"{type(error).__name__}: {error}") from None
         if response.status_code != 200:
             self._raise_for(response)
-        try:
-            answer = response.json()
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            answer = None
-        if not isinstance(answer, dict):
+        answer = _json_object(response)
+        if answer is None:
             raise _TransientError(f"an answer that is no JSON object: {response.text[:200]!r}")
         return answer
 
@@ -125,6 +130,8 @@ class JsonClient:
         if status < 400:
             location = response.headers.get("Location")
             raise UserError(f"{self.url} answers {status}, location {location}; set the URL to it")
+        if status in (400, 422):
+            raise BadRequest(message, _json_object(response) or {})
         raise Refused(message)
 
     def _hold_back(self, retry_after: str | None, message: str) -> None:
@@ -154,6 +161,14 @@ def _seconds(retry_after: str | None) -> float:
         return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
     except ValueError:
         return 0.0  # neither: the back-off of the next attempt is all there is to go by
+
+
+def _json_object(response: httpx.Response) -> dict | None:
+    try:
+        found = response.json()
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _message(response: httpx.Response) -> str:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fiat_jax.errors import UserError
 from fiat_jax.inference.config import EngineConfig
@@ -69,6 +70,10 @@ class NativeBackend:
         """The weights' fingerprint, a name for people, and the dtype that they are computed in."""
         name = self._native.name or Path(self._native.path).resolve().name
         return {"name": name, "fingerprint": self._checkpoint.files.fingerprint(), "dtype": self._native.dtype}
+
+    def about(self) -> dict[str, Any]:
+        """Return where the weights are."""
+        return {"kind": "native", "path": str(Path(self._native.path).resolve()), "dtype": self._native.dtype}
 
     def expect(self, prompts: Sequence[ReasoningPrompt]) -> None:
         """Choose the engine's shapes for the prompts that will come.

@@ -5,16 +5,21 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+import httpx
 
 from fiat_jax.errors import UserError, did_you_mean
 from fiat_jax.prompts.render import ReasoningPrompt
 from fiat_jax.reasoning.backend import FAILED, HIDDEN, REFUSED, Completion, Refused, Unavailable
 from fiat_jax.reasoning.cost import Prices
-from fiat_jax.reasoning.http import JsonClient, NotFound
+from fiat_jax.reasoning.http import BadRequest, JsonClient, NotFound
+from fiat_jax.reasoning.options import refused_option, substitute
 from fiat_jax.reasoning.pace import Pace
 
 logger = logging.getLogger(__name__)
 CONCURRENCY = 16
+PROMPT = {"model", "messages", "prompt"}  # what a request is about, and no option
 CONTENT, REASONING = "content", "reasoning_content"
 REASONING_SPELLINGS = (REASONING, "reasoning")  # the second is what vLLM calls it now
 
@@ -98,6 +103,8 @@ class OpenAIBackend:
         )
         self._listed: list[str] = []
         self._warned: set[str] = set()
+        self._instead: dict[str, str] = {}  # option that the endpoint does not take → the name it is sent by, or ""
+        self._probed, self._probe = False, asyncio.Lock()
 
     def identity(self) -> dict[str, object]:
         """Ask the endpoint who it is; UserError where nothing answers."""
@@ -109,21 +116,71 @@ class OpenAIBackend:
             identity["extra"] = dict(self._endpoint.extra)
         return identity | ({"reported": reported} if reported else {})
 
+    def about(self) -> dict[str, Any]:
+        """Return where and how the endpoint is asked: never a key, but the name of the variable that holds it."""
+        one = self._endpoint
+        return {
+            "kind": "openai",
+            "url": str(httpx.URL(self._client.url).copy_with(userinfo=b"")),
+            "model": one.model,
+            "revision": one.revision,
+            "api": one.api,
+            "send": one.send,
+            "reasoning_field": one.reasoning_field,
+            "key_variable": one.key_variable,
+            "dropped": [f"{name} is sent as {new}" if new else name for name, new in sorted(self._instead.items())],
+        }
+
     async def complete(self, prompt: ReasoningPrompt, *, seed: int | None, sample: int) -> Completion:
-        """Send one prompt; samples of a row differ by their seed alone."""
-        path = "/chat/completions" if self._endpoint.api == "chat" else "/completions"
-        try:
-            answer = await self._client.request(
-                "POST", path, self._body(prompt, seed), attempts=self._endpoint.attempts
-            )
-        except NotFound as error:
-            known = f" It lists {', '.join(self._listed)}." if self._listed else ""
-            raise UserError(f"{error}.{known}{did_you_mean(self._endpoint.model, self._listed)}") from None
-        return self._read(answer)
+        """Send one prompt; samples of a row differ by their seed alone.
+
+        The first one goes alone: it finds out which options the endpoint takes.
+        """
+        if not self._probed:
+            async with self._probe:
+                if not self._probed:
+                    try:
+                        completion = await self._ask(self._body(prompt, seed))
+                    except (Refused, Unavailable):
+                        self._probed = True  # that is of this row, or of this moment
+                        raise
+                    self._probed = True
+                    return completion
+        return await self._ask(self._body(prompt, seed))
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+        self._probe = asyncio.Lock()  # it belonged to the loop that ends
+
+    async def _ask(self, body: Mapping[str, object]) -> Completion:
+        while True:
+            sent = {self._instead.get(name, name): value for name, value in body.items()}
+            sent.pop("", None)
+            try:
+                answer = await self._client.request("POST", self.path, sent, attempts=self._endpoint.attempts)
+            except NotFound as error:
+                known = f" It lists {', '.join(self._listed)}." if self._listed else ""
+                raise UserError(f"{error}.{known}{did_you_mean(self._endpoint.model, self._listed)}") from None
+            except BadRequest as error:
+                option = refused_option(error.error, sent.keys() - PROMPT)
+                if option is None:
+                    raise
+                self._do_without(option, error)
+                continue
+            left_out = tuple(name for name in body if self._instead.get(name) == "")
+            return replace(self._read(answer), left_out=left_out)
+
+    def _do_without(self, option: str, error: BadRequest) -> None:
+        if option not in self._instead:  # else a request that was under way meanwhile found it out as well
+            self._instead[option] = instead = substitute(option, error, self._client.url)
+            done = f"is sent as `{instead}`" if instead else "is left out"
+            logger.warning("%s does not take `%s`, which %s (%s)", self._client.url, option, done, error)
+
+    @property
+    def path(self) -> str:
+        """Where requests go, below the endpoint's URL."""
+        return "/chat/completions" if self._endpoint.api == "chat" else "/completions"
 
     def _body(self, prompt: ReasoningPrompt, seed: int | None) -> dict[str, object]:
         body: dict[str, object] = {"model": self._endpoint.model, **prompt.decoding}

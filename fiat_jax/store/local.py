@@ -37,15 +37,20 @@ class LocalShelf:
                     yield f"{set_key}/{folder}/{path.name}", path.read_bytes()
 
     def write_once(self, name: str, data: bytes) -> None:
+        if not (self.root / name).exists():
+            self.write(name, data)
+
+    def write(self, name: str, data: bytes) -> None:
         path = self.root / name
-        if path.exists():
-            return
         _make_directory(path.parent)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"{path}: cannot write ({error.strerror}); mend the disk and run again") from error
         os.replace(temporary, path)
         _sync_directory(path.parent)
 

@@ -45,6 +45,9 @@ class ObjectShelf:
         with contextlib.suppress(FileExistsError):  # names stand for contents: what is there is the same
             self._files.pipe_file(f"{self._root}/{name}", data, mode="create")
 
+    def write(self, name: str, data: bytes) -> None:
+        self._files.pipe_file(f"{self._root}/{name}", data)
+
     def writer(self, set_key: str) -> "PartWriter":
         return PartWriter(self, set_key)
 

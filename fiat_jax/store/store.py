@@ -1,17 +1,19 @@
 """The content-addressed store of reasoning: sets of records, each set made by one provenance."""
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from fiat_jax.errors import UserError
 from fiat_jax.store.local import LocalShelf
 from fiat_jax.store.record import Provenance, Record, decode_line, encode_line
 
+BACKEND = "backend.json"
 logger = logging.getLogger(__name__)
 
 
@@ -84,6 +86,20 @@ class ReasoningStore:
             return Provenance.from_json(data)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self.path}/{set_key}/provenance.json is damaged: {error}") from None
+
+    def backend(self, set_key: str) -> dict[str, Any] | None:
+        """How the θ_β of a set was last asked, as `note_backend` was told; None where nobody did."""
+        try:
+            found = json.loads(self._shelf.read(f"{set_key}/{BACKEND}"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{self.path}/{set_key}/{BACKEND} is damaged ({error}); remove it") from None
+        return found
+
+    def note_backend(self, set_key: str, about: Mapping[str, object]) -> None:
+        """Keep beside a set how its θ_β is asked; it is no part of what names the set, and the last one counts."""
+        self._shelf.write(f"{set_key}/{BACKEND}", json.dumps(about, sort_keys=True, indent=1).encode() + b"\n")
 
     def resolve(self, name: str = "") -> str:
         """The one set whose key begins with `name`; UserError lists the sets where none or several do."""

@@ -28,6 +28,9 @@ class Oracle:
     def identity(self):
         return dict(self.model)
 
+    def about(self):
+        return {"kind": "oracle"}
+
     async def complete(self, prompt, *, seed, sample):
         question = prompt.own_text.split("Number: ")[1].split("\n")[0]
         self.asked.append((question, sample, seed))
@@ -197,6 +200,35 @@ def test_a_set_that_only_the_endpoints_report_sets_apart_is_pointed_at(task, row
     assert "begins apart from it" in change
 
 
+def test_a_set_keeps_how_its_model_was_last_asked(task, rows, renderer, store, endpoint, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    url = endpoint.url.replace("://", "://user:secret@")
+    summary = generate(task, rows[:3], renderer, OpenAIBackend(Endpoint(url, "big", "r1")), store)
+    noted = store.backend(summary.set_key)
+    assert noted == {
+        "kind": "openai", "url": endpoint.url, "model": "big", "revision": "r1", "api": "chat", "send": "text",
+        "reasoning_field": "content", "key_variable": "OPENAI_API_KEY", "dropped": [],
+    }  # fmt: skip
+    assert "secret" not in json.dumps(noted)
+    generate(task, rows[:3], renderer, Oracle(), store)
+    assert store.backend(summary.set_key) == noted, "a run that asked nothing left its mark"
+
+
+def test_what_an_endpoint_does_not_take_is_noted_in_the_set_and_the_record(
+    task, rows, renderer, store, world, endpoint
+):
+    text = (world / "parity.yaml").read_text().replace("temperature: 0.0", "temperature: 0.7")
+    (world / "warm.yaml").write_text(text)
+    instructions = load_instructions(world / "warm.yaml", {row["id"]: row for row in rows})
+    error = {"error": {"message": "Unsupported parameter: 'seed'", "param": "seed", "code": "unsupported_parameter"}}
+    endpoint.reply = lambda n, request: {"status": 400, "body": error} if "seed" in request.body else {}
+    backend = OpenAIBackend(Endpoint(endpoint.url, "big"))
+    summary = generate(task, rows, Renderer(instructions, renderer.tokenizer, 512), backend, store)
+    assert (summary.written, summary.dropped, len(endpoint.requests)) == (20, ("seed",), 21)
+    assert store.backend(summary.set_key)["dropped"] == ["seed"]
+    assert {record.seed for record in store.lookup(summary.set_key).values()} == {None}
+
+
 def test_the_bill_is_what_the_run_will_ask(task, rows, renderer, store):
     generate(task, rows[:5], renderer, Oracle(), store)
     rows[6]["question"] = 6
@@ -269,7 +301,9 @@ def test_signal_handlers_of_the_caller_come_back(task, rows, renderer, store):
 
 def test_a_second_signal_does_not_wait(task, rows, renderer, store, endpoint):
     def reply(n, request):
-        if n < 2:
+        if n == 0:
+            return {}  # the first request goes alone
+        if n < 3:
             time.sleep(0.3 * n)  # two signals at once are one
             os.kill(os.getpid(), signal.SIGINT)
         return {"seconds": 60.0}
@@ -278,7 +312,7 @@ def test_a_second_signal_does_not_wait(task, rows, renderer, store, endpoint):
     backend = OpenAIBackend(Endpoint(url=endpoint.url, model="big"))
     summary = generate(task, rows, renderer, backend, store, GenerateOptions(concurrency=3))
     assert summary.interrupted
-    assert summary.written == 0
+    assert summary.written == 1
     assert summary.seconds < 20
 
 

@@ -8,6 +8,7 @@ from fiat_jax.errors import UserError
 from fiat_jax.prompts.render import ReasoningPrompt
 from fiat_jax.reasoning.backend import FAILED, HIDDEN, REFUSED, Refused, Unavailable
 from fiat_jax.reasoning.openai import Endpoint, OpenAIBackend
+from fiat_jax.reasoning.options import refused_option
 
 QUOTA = {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}
 PROMPT = ReasoningPrompt((1, 2), (3,), "Think.\n\n", "Number: 4", ("\n\n",), {"temperature": 0.5, "max_tokens": 9})
@@ -105,17 +106,21 @@ def test_an_endpoint_that_drips_bytes_is_timed_out_too(endpoint, monkeypatch):
 
 @pytest.mark.parametrize("date", [False, True])
 def test_retry_after_holds_every_request_back(endpoint, date):
+    backend = OpenAIBackend(Endpoint(endpoint.url, "big"))
+    ask_backend(backend)  # the first request goes alone
+    endpoint.requests.clear()
     wait = email.utils.formatdate(time.time() + 3, usegmt=True) if date else "1"
     endpoint.reply = lambda n, request: {"status": 429, "headers": {"Retry-After": wait}} if n < 2 else {}
-    ask(endpoint, times=2)
+    ask_backend(backend, times=2)
     ask_at = sorted(request.at for request in endpoint.requests)
     assert len(ask_at) == 4
     assert ask_at[2] - ask_at[1] >= 0.9, "a request went out before the endpoint allowed it"
 
 
 def test_an_endpoint_that_is_overloaded_gets_fewer_requests_at_a_time(endpoint):
-    endpoint.reply = lambda n, request: {"status": 503, "seconds": 0.5} if n < 8 else {"seconds": 0.05}
+    endpoint.reply = lambda n, request: {"status": 503, "seconds": 0.5} if 0 < n < 9 else {"seconds": 0.05}
     backend = OpenAIBackend(Endpoint(endpoint.url, "big"), concurrency=8)
+    ask_backend(backend)  # the first request goes alone
     ask_backend(backend, times=8)
     assert endpoint.most_at_once == 8
     endpoint.most_at_once = 0
@@ -273,3 +278,79 @@ def test_no_server_at_the_url_is_said_at_once():
 def test_a_wrong_setting_is_named(settings, message):
     with pytest.raises(UserError, match=message):
         OpenAIBackend(Endpoint(**({"model": "big"} | settings)))
+
+
+def takes_no(option, message=None, **error):
+    """Return an endpoint's reply that refuses requests with an option."""
+    told = {"message": message or f"Unsupported parameter: '{option}' is not supported with this model.", **error}
+    return lambda n, request: {"status": 400, "body": {"error": told}} if option in request.body else {}
+
+
+def test_the_first_request_goes_alone_and_the_others_know_what_it_found_out(endpoint, caplog):
+    endpoint.reply = takes_no("seed", param="seed")
+    backend = OpenAIBackend(Endpoint(endpoint.url, "big"))
+    assert len(ask_backend(backend, times=6)) == 6
+    assert len(endpoint.requests) == 7, "more than one request found it out"
+    assert "seed" not in endpoint.requests[1].body
+    assert "does not take `seed`, which is left out" in caplog.text
+    assert backend.about()["dropped"] == ["seed"]
+
+
+def test_a_first_request_that_is_refused_for_its_own_sake_holds_nobody_back(endpoint):
+    long = {"status": 400, "body": {"error": {"message": "'max_tokens' is too large: the prompt has 9,000 tokens"}}}
+    endpoint.reply = lambda n, request: long if n == 0 else {}
+    backend = OpenAIBackend(Endpoint(endpoint.url, "big"))
+    with pytest.raises(Refused, match="too large"):
+        ask_backend(backend)
+    assert len(ask_backend(backend, times=3)) == 3
+    assert all("max_tokens" in request.body for request in endpoint.requests)
+    assert backend.about()["dropped"] == []
+
+
+def test_the_limit_of_tokens_is_sent_by_its_other_name(endpoint):
+    told = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    endpoint.reply = takes_no("max_tokens", told)
+    backend = OpenAIBackend(Endpoint(endpoint.url, "big"))
+    ask_backend(backend)
+    assert endpoint.requests[-1].body["max_completion_tokens"] == 9
+    assert "max_tokens" not in endpoint.requests[-1].body
+    assert backend.about()["dropped"] == ["max_tokens is sent as max_completion_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("option", "where"),
+    [
+        ("temperature", r"reasoning\.decoding\.temperature of the instruction file"),
+        ("stop", r"reasoning\.stop of the instruction file"),
+        ("min_p", r"Endpoint\.extra"),
+    ],
+)
+def test_what_changes_the_texts_is_never_left_out(endpoint, option, where):
+    endpoint.reply = takes_no(option)
+    with pytest.raises(UserError, match=rf"does not take `{option}`.*{where} sets it.*makes another set"):
+        ask(endpoint, times=4, extra={"min_p": 0.1})
+    assert len(endpoint.requests) == 1
+
+
+SENT = {"seed", "stop", "max_tokens", "temperature", "chat_template_kwargs"}
+
+
+@pytest.mark.parametrize(
+    ("error", "option"),
+    [
+        ({"error": {"message": "Unrecognized request argument supplied: seed"}}, "seed"),
+        (
+            {"error": {"message": "Unsupported value", "param": "temperature", "code": "unsupported_value"}},
+            "temperature",
+        ),
+        ({"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs", "input": 5}]}, "seed"),
+        ({"detail": "unknown field chat_template_kwargs"}, "chat_template_kwargs"),
+        ({"error": {"message": "'max_tokens' is too large: 9. The model's maximum context length is 8"}}, None),
+        ({"error": {"message": "unsupported role", "param": "messages.0.role"}}, None),
+        ({"error": {"message": "the content is not allowed by our policy"}}, None),
+        ({"message": "unsupported: seedling"}, None),
+        ({}, None),
+    ],
+)
+def test_which_option_an_error_refuses(error, option):
+    assert refused_option(error, SENT) == option

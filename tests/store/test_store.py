@@ -169,3 +169,17 @@ def test_damaged_provenance_is_an_error_that_names_its_file(store, provenance):
     with pytest.raises(UserError, match=r"provenance\.json is damaged"):
         store.provenance(provenance.set_key)
     assert len(store.verify()) == 1
+
+
+def test_how_a_set_was_last_asked_is_kept_beside_it_and_names_no_other_set(store, provenance, record):
+    with store.open_set(provenance) as writer:
+        writer.append(record(1))
+    assert store.backend(provenance.set_key) is None
+    for about in ({"kind": "openai", "model": "big"}, {"kind": "native", "path": "/weights"}):
+        store.note_backend(provenance.set_key, about)
+        assert store.backend(provenance.set_key) == about
+    assert store.sets() == {provenance.set_key: provenance}
+    assert store.verify() == []
+    (Path(store.path) / provenance.set_key / "backend.json").write_text("{")
+    with pytest.raises(UserError, match=r"backend\.json is damaged.*remove it"):
+        store.backend(provenance.set_key)
