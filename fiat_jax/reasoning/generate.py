@@ -208,7 +208,7 @@ def _identity_change(backend: Backend, provenance: Provenance) -> list[str]:
 
 
 def _served_by_several(store: ReasoningStore, provenance: Provenance) -> list[str]:
-    served = Counter(record.served_by for record in store.lookup(provenance.set_key).values() if record.served_by)
+    served = Counter(record.served_by for record in store.records(provenance.set_key) if record.served_by)
     if len(served) < 2:
         return []
     counts = ", ".join(f"{name} ({count} records)" for name, count in served.most_common())

@@ -183,3 +183,36 @@ def test_how_a_set_was_last_asked_is_kept_beside_it_and_names_no_other_set(store
     (Path(store.path) / provenance.set_key / "backend.json").write_text("{")
     with pytest.raises(UserError, match=r"backend\.json is damaged.*remove it"):
         store.backend(provenance.set_key)
+
+
+def test_a_set_without_its_provenance_is_found(store, provenance, record):
+    with store.open_set(provenance) as writer:
+        writer.append(record(1))
+    (Path(store.path) / provenance.set_key / "provenance.json").unlink()
+    (problem,) = store.verify()
+    assert (problem.file, problem.damage) == (f"{provenance.set_key}/provenance.json", True)
+
+
+def test_a_line_that_a_writer_did_not_finish_is_no_damage_but_in_a_part_it_is(store, provenance, record):
+    writer = store.open_set(provenance)
+    writer.append(record(1), record(2))
+    folder = Path(store.path) / provenance.set_key
+    (journal,) = (folder / "journals").iterdir()
+    journal.write_bytes(journal.read_bytes()[:-3])
+    assert [problem.damage for problem in store.verify()] == [False]
+    part = folder / "parts" / journal.name
+    part.parent.mkdir()
+    journal.rename(part)
+    assert [problem.damage for problem in store.verify()] == [True, True]
+
+
+def test_every_set_is_inspected_with_what_it_holds(store, provenance, record):
+    other = Provenance(model={"name": "PaLM 540B"}, source="imported")
+    with store.open_set(provenance) as writer:
+        writer.append(record(1), record(2))
+        writer.seal()
+        writer.append(record(2), record(3))
+    store.open_set(other)
+    found = {one.set_key: one for one in store.inspect()}
+    assert (found[provenance.set_key].files, found[provenance.set_key].records) == (2, 3)
+    assert (found[other.set_key].provenance, found[other.set_key].records) == (other, 0)
