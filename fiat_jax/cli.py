@@ -65,8 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     reason.add_argument("--import", dest="files", action="append", metavar="FILE", help="a file with reasoning")
     backends = "native: the engine of this process (Native.path); openai: a compatible endpoint (Endpoint.url)"
     reason.add_argument("--backend", choices=["native", "openai"], help=backends)
-    reason.add_argument("--workdir", type=Path, default=Path("."), help="where quarantined rows are written")
+    reason.add_argument("--workdir", type=Path, default=Path("."), help="where quarantined rows and the card go")
     reason.add_argument("--dry_run", action="store_true", help="with --backend: show the token bill, then stop")
+    reason.add_argument("--shard", metavar="I/N", help="with --backend: only this part of the rows, from 0/N")
+    reason.add_argument("--batch_out", type=Path, metavar="FILE", help="write the missing requests for a batch API")
+    reason.add_argument("--batch_in", type=Path, action="append", metavar="FILE", help="bring in a batch's answers")
+    actions = reason.add_subparsers(dest="action", metavar="ACTION")
+    verify = verb("verify", "read a store again, and say what is damaged", actions)
+    verify.add_argument("--store", help="its path; else Reasoning.store")
 
     verb("train", "tune one model for one paradigm", workdir=True)
     verb("experiment", "paradigms × training sizes × seeds, and one table", workdir=True)
@@ -100,10 +106,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     bindings = [a[len(GIN_FLAG) :] for a in arguments if a.startswith(GIN_FLAG)]
-    args = _parser().parse_args([a for a in arguments if not a.startswith(GIN_FLAG)])
+    parser, plain = _parser(), [a for a in arguments if not a.startswith(GIN_FLAG)]
+    args = parser.parse_args(plain)
     from fiat_jax.errors import Interrupted, UserError
 
-    action = f"{args.verb}_{args.action}" if "action" in args else args.verb
+    action = getattr(args, "action", None)
+    if action and plain[1] != action:  # argparse would forget what stands before
+        parser.error(f"say `fiat {args.verb} {action}` before its options")
+    action = f"{args.verb}_{action}" if action else args.verb
     try:
         with _terminable():
             if bindings and "gin_file" not in args:
@@ -209,24 +219,47 @@ def _prompt_try(args, bindings) -> int:
 
 def _reason(args, bindings) -> int:
     from fiat_jax.errors import UserError
-    from fiat_jax.experiments import reason, runtime, sections
+    from fiat_jax.experiments import asking, reason, sections
 
     config = _config(args, bindings)
     if bool(args.files) == bool(args.backend):
         raise UserError("give either --import FILE or --backend=native or --backend=openai")
-    if args.files and args.dry_run:
-        raise UserError("an import asks no model and has no dry run; leave out --dry_run")
     if args.files:
+        asking_alone = ("dry_run", "shard", "batch_out", "batch_in")
+        given = [f"--{name}" for name in asking_alone if getattr(args, name)]
+        if given:
+            raise UserError(f"an import asks no model; leave out {', '.join(given)}")
         reason.import_files(config.build(sections.Import), args.files, _console())
+        return 0
+    job, console = _job(args, config), _console()
+    if args.batch_out:
+        args.batch_out.parent.mkdir(parents=True, exist_ok=True)
+        asking.write_batch(job, args.batch_out, console)
+    elif args.batch_in:
+        asking.read_batch(job, args.batch_in, args.workdir, console)
     else:
-        asked = args.workdir, args.dry_run, _console()
-        if args.backend == "openai":
-            reason.ask_endpoint(config.build(sections.Reason), config.build(sections.Endpoint), *asked)
-        else:
-            runtime.start()
-            native, mesh = config.build(sections.Native), config.build(sections.MeshConfig)
-            reason.ask_engine(config.build(sections.Reason), native, mesh, *asked)
+        asking.ask(job, args.workdir, args.dry_run, console)
     return 0
+
+
+def _job(args, config):
+    """Return what `fiat reason --backend` asks of whom."""
+    from fiat_jax.experiments import asking, runtime, sections
+    from fiat_jax.reasoning.shard import EVERYTHING, Shard
+
+    reason, shard = config.build(sections.Reason), Shard.parse(args.shard) if args.shard else EVERYTHING
+    if args.backend == "openai":
+        return asking.endpoint_job(reason, config.build(sections.Endpoint), shard)
+    runtime.start()
+    return asking.engine_job(reason, config.build(sections.Native), config.build(sections.MeshConfig), shard)
+
+
+def _reason_verify(args, bindings) -> int:
+    from fiat_jax.experiments import sections
+    from fiat_jax.experiments.verify import verify
+
+    store = args.store or _config(args, bindings).build(sections.Reasoning).store
+    return 0 if verify(store, _console()) else EXIT_USER
 
 
 def _train(args, bindings) -> int:
@@ -361,6 +394,7 @@ VERBS = {
     "prompt_render": _prompt_render,
     "prompt_try": _prompt_try,
     "reason": _reason,
+    "reason_verify": _reason_verify,
     "train": _train,
     "experiment": _experiment,
     "evaluate": _evaluate,

@@ -75,10 +75,10 @@ def read_reasons(task: Task, rows: Sequence[Row], where: Reasoning, training: Se
         UserError: rows without reasoning, with the command that makes it; where `where` is partial, those of `training`
             alone may lack it.
     """
-    store = ReasoningStore(where.store)
+    store, count = ReasoningStore(where.store), len(rows) + len(training)
     if not store.sets():
         raise UserError(
-            f"{where.store}: the store holds no reasoning, and {len(rows) + len(training):,} rows of task {task.name} need it; make it "
+            f"{where.store}: the store holds no reasoning, and {count:,} rows of task {task.name} need it; make it "
             f"with `fiat reason --backend=openai --gin.Reasoning.store={where.store} ...`, or bring in what a file has "
             f"with `fiat reason --import FILE --gin.Reasoning.store={where.store} ...` (... the task's settings)"
         )

@@ -1,24 +1,14 @@
-"""`fiat reason`: reasoning into the store, imported or asked of a model."""
+"""What `fiat reason` is asked, and the import of reasoning that files hold."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from rich.console import Console
 
-from fiat_jax.errors import Interrupted, UserError
-from fiat_jax.experiments.feed import read_instructions
+from fiat_jax.errors import UserError
 from fiat_jax.experiments.spec import Prompts, Reasoning
-from fiat_jax.prompts.render import Renderer
-from fiat_jax.prompts.tokenizer import Tokenizer
-from fiat_jax.reasoning.backend import HIDDEN, REFUSED
-from fiat_jax.reasoning.cost import Prices, money
 from fiat_jax.reasoning.drive import GenerateOptions
-from fiat_jax.reasoning.generate import Bill, Summary, bill, generate
 from fiat_jax.reasoning.importer import import_reasoning
-from fiat_jax.reasoning.native import Native, NativeBackend
-from fiat_jax.reasoning.openai import Endpoint, OpenAIBackend
-from fiat_jax.sharding import MeshConfig
 from fiat_jax.store import ReasoningStore
 from fiat_jax.tasks.task import Row, Task, read_rows
 
@@ -88,102 +78,3 @@ def import_files(job: Import, files: Sequence[str], console: Console) -> None:
                 "reads them as they are",
                 highlight=False,
             )
-
-
-def ask_endpoint(reason: Reason, endpoint: Endpoint, workdir: Path, dry_run: bool, console: Console) -> None:
-    """Ask an OpenAI-compatible endpoint for what the store lacks."""
-    if not reason.tokenizer:
-        raise UserError("no tokenizer to count tokens with: give --gin.Reason.tokenizer=DIRECTORY (any model's)")
-    tokenizer = Tokenizer.from_directory(reason.tokenizer)
-    _ask(
-        reason,
-        OpenAIBackend(endpoint, reason.options.concurrency),
-        tokenizer,
-        workdir,
-        dry_run,
-        console,
-        endpoint.prices,
-    )
-
-
-def ask_engine(
-    reason: Reason, native: Native, mesh: MeshConfig, workdir: Path, dry_run: bool, console: Console
-) -> None:
-    """Let the engine of this process write what the store lacks."""
-    if reason.tokenizer:
-        raise UserError("Reason.tokenizer is for endpoints; the engine reads with the tokenizer of Native.path")
-    tokenizer = Tokenizer.from_directory(native.path)
-    backend = NativeBackend(native, mesh, tokenizer)
-    options = dataclasses.replace(reason.options, concurrency=max(backend.concurrency, reason.options.concurrency))
-    _ask(dataclasses.replace(reason, options=options), backend, tokenizer, workdir, dry_run, console)
-
-
-def _ask(
-    reason: Reason,
-    backend: OpenAIBackend | NativeBackend,
-    tokenizer: Tokenizer,
-    workdir: Path,
-    dry_run: bool,
-    console: Console,
-    prices: Prices | None = None,
-) -> None:
-    rows = rows_of(reason.task, reason.splits)
-    instructions = read_instructions(reason.prompts, reason.task)
-    renderer = Renderer(instructions, tokenizer, reason.prompts.max_length)
-    store = ReasoningStore(reason.reasoning.store)
-    price = bill(reason.task, rows, renderer, backend, store, reason.options, prices)
-    first = renderer.reasoning_prompt(rows[0])
-    console.print(first.prefix_text + first.own_text, markup=False, highlight=False)
-    console.print(_bill_line(price, tokenizer, reason.options.max_cost), highlight=False)
-    for row in price.unrendered:
-        console.print(f"row {row.row_id} cannot be asked: {row.reason}", markup=False)
-    if isinstance(backend, NativeBackend):
-        unasked = {row.row_id for row in price.unrendered}
-        asked = [row for row in rows if str(row[reason.task.id_field]) not in unasked]
-        backend.expect([renderer.reasoning_prompt(row) for row in asked])
-    if dry_run:
-        return
-    summary = generate(
-        reason.task, rows, renderer, backend, store, reason.options, prices=prices,
-        quarantine=workdir / "quarantine.jsonl", console=console if console.is_terminal else None,
-    )  # fmt: skip
-    console.print(_summary_line(summary), highlight=False)
-    if summary.dropped:
-        console.print(f"not taken by the endpoint: {', '.join(summary.dropped)}", highlight=False)
-    if summary.interrupted:
-        raise Interrupted(summary.before + summary.written, summary.wanted, summary.stopped_by)
-
-
-def _bill_line(price: Bill, tokenizer: Tokenizer, max_cost: float | None) -> str:
-    line = (
-        f"{price.requests:,} requests of {price.wanted:,} are not stored in set {price.set_key}: "
-        f"{price.prompt_tokens:,} prompt tokens (counted by {tokenizer.source}), at most "
-        f"{price.completion_tokens_at_most:,} answer tokens"
-    )
-    if price.cost_at_most is not None:
-        line += f", which cost {money(price.cost_at_most)} at most"
-    return line + (f"; not more than {money(max_cost)} will be spent" if max_cost is not None else "")
-
-
-def _summary_line(summary: Summary) -> str:
-    """Return what came of a run, each outcome by its own name."""
-    refused, hidden, lost = summary.in_bucket(REFUSED), summary.in_bucket(HIDDEN), len(summary.quarantined)
-    written = {
-        "cut short": summary.cut_short,
-        "without an answer": summary.without_answer,
-        "with hidden reasoning": summary.with_hidden,
-    }
-    other = lost - refused - hidden
-    quarantined = {"refused": refused, "nothing but hidden reasoning": hidden, "for other reasons": other}
-    cached = f" ({summary.cached_tokens:,} cached)" if summary.cached_tokens else ""
-    cost = "" if summary.cost is None else f", cost {money(summary.cost)}"
-    return (
-        f"set {summary.set_key}: {summary.written:,} written, {summary.before:,} were there, {lost:,} in quarantine"
-        f"{_counts('of those written', written)}{_counts('in quarantine', quarantined)}; "
-        f"{summary.prompt_tokens:,}{cached} + {summary.completion_tokens:,} tokens{cost}, {summary.seconds:.1f} s"
-    )
-
-
-def _counts(of: str, counts: Mapping[str, int]) -> str:
-    shown = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-    return f"; {of} {shown}" if shown else ""

@@ -2,19 +2,18 @@
 
 import asyncio
 import contextlib
-import hashlib
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fiat_jax.errors import UserError
 from fiat_jax.prompts.render import Renderer
-from fiat_jax.reasoning.backend import FAILED, Backend, Completion, Refused, Unavailable
+from fiat_jax.reasoning.backend import FAILED, Backend, Refused, Unavailable
 from fiat_jax.reasoning.cost import Prices, Purse, money
 from fiat_jax.reasoning.progress import Meter
-from fiat_jax.store import Provenance, Record, SetWriter
-from fiat_jax.tasks.task import Row
+from fiat_jax.reasoning.wanted import Plan, Quarantined, Wanted, seed_of, to_record
+from fiat_jax.store import Record, SetWriter
 
 ENOUGH_TO_JUDGE = 20  # requests that have ended, before their failures may end the run
 
@@ -47,26 +46,6 @@ class GenerateOptions:
             raise UserError(f"Generate.max_cost is {self.max_cost}; expected money, or None for no limit")
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A request: the row, its content hash, which sample of it, and its id for people."""
-
-    key: str
-    sample: int
-    row: Row
-    row_id: str
-
-
-@dataclass(frozen=True)
-class Quarantined:
-    """A request that got no usable answer, and why; `bucket` is the kind of reason (see `backend`)."""
-
-    row_id: str
-    sample: int
-    reason: str
-    bucket: str = FAILED
-
-
 class Drive:
     """Runs the requests once; `written`, `quarantined` and `interrupted` say what came of them, also after an error.
 
@@ -75,17 +54,17 @@ class Drive:
 
     def __init__(
         self,
-        wanted: Sequence[Wanted],
+        plan: Plan,
         renderer: Renderer,
         backend: Backend,
         writer: SetWriter,
-        provenance: Provenance,
         options: GenerateOptions,
         meter: Meter,
         prices: Prices | None = None,
     ):
-        self._wanted, self._renderer, self._backend, self._writer = wanted, renderer, backend, writer
-        self._provenance, self._options, self._meter = provenance, options, meter
+        self._wanted, self._provenance = plan.missing, plan.provenance
+        self._renderer, self._backend, self._writer = renderer, backend, writer
+        self._options, self._meter = options, meter
         self._purse, self._stop = Purse(prices, options.max_cost), asyncio.Event()
         self._answered = self._failed = 0
         self.written: list[Record] = []
@@ -144,11 +123,10 @@ class Drive:
         worst = self._purse.worst(counted, int(prompt.decoding.get("max_tokens", 0)))
         if not await self._purse.reserve(worst):
             return self._stop_for_money(worst)
-        paid, seed = None, self._seed(want)
+        paid, seed = None, seed_of(want, self._provenance)
         try:
             paid = await self._backend.complete(prompt, seed=seed, sample=want.sample)
-            _check_text(paid)
-            return self._to_record(want, paid, seed)
+            record = to_record(want, paid, self._provenance, self._renderer.instructions)
         except Refused as error:
             paid = error.completion
             return self._fail(want, str(error), error.bucket)
@@ -156,6 +134,8 @@ class Drive:
             return self._fail(want, str(error), FAILED)
         finally:
             self._meter.spend(self._purse.settle(worst, counted, paid))
+        self._answered += 1
+        return record
 
     def _fail(self, want: Wanted, reason: str, bucket: str) -> None:
         self._quarantine(want, reason, bucket)
@@ -175,26 +155,6 @@ class Drive:
         )
         self._stop.set()
 
-    def _to_record(self, want: Wanted, completion: Completion, seed: int | None) -> Record:
-        self._answered += 1
-        found = self._renderer.instructions.extract(completion.text)
-        return Record(
-            set=self._provenance.set_key,
-            row=want.key,
-            sample=want.sample,
-            row_id=want.row_id,
-            text=completion.text,
-            rationale=found.rationale,
-            answer=found.answer,
-            finish_reason=completion.finish_reason,
-            prompt_tokens=completion.prompt_tokens,
-            completion_tokens=completion.completion_tokens,
-            seed=None if "seed" in completion.left_out else seed,
-            served_by=completion.served_by,
-            cached_tokens=completion.cached_tokens,
-            hidden_tokens=completion.hidden_tokens,
-        )
-
     async def _record(self, answers: "asyncio.Queue[Record | None]") -> None:
         while True:
             batch = [await answers.get()]
@@ -210,19 +170,6 @@ class Drive:
     def _quarantine(self, want: Wanted, reason: str, bucket: str = FAILED) -> None:
         self.quarantined.append(Quarantined(want.row_id, want.sample, reason, bucket))
         self._meter.advance(1, failed=1)
-
-    def _seed(self, want: Wanted) -> int | None:
-        """A seed from the record's key, so that a row's sample is the same in every order; None for greedy decoding."""
-        if not self._provenance.decoding.get("temperature"):
-            return None
-        digest = hashlib.sha256(f"{self._provenance.set_key}/{want.key}/{want.sample}".encode()).digest()
-        return int.from_bytes(digest[:4], "big") >> 1
-
-
-def _check_text(completion: Completion) -> None:
-    if not completion.text.strip():
-        reason = f"the completion is empty (finish reason {completion.finish_reason})"
-        raise Refused(reason, completion=completion)
 
 
 @contextlib.contextmanager

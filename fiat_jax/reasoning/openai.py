@@ -140,13 +140,13 @@ class OpenAIBackend:
             async with self._probe:
                 if not self._probed:
                     try:
-                        completion = await self._ask(self._body(prompt, seed))
+                        completion = await self._ask(self.body(prompt, seed))
                     except (Refused, Unavailable):
                         self._probed = True  # that is of this row, or of this moment
                         raise
                     self._probed = True
                     return completion
-        return await self._ask(self._body(prompt, seed))
+        return await self._ask(self.body(prompt, seed))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -169,7 +169,7 @@ class OpenAIBackend:
                 self._do_without(option, error)
                 continue
             left_out = tuple(name for name in body if self._instead.get(name) == "")
-            return replace(self._read(answer), left_out=left_out)
+            return replace(self.read(answer), left_out=left_out)
 
     def _do_without(self, option: str, error: BadRequest) -> None:
         if option not in self._instead:  # else a request that was under way meanwhile found it out as well
@@ -182,7 +182,8 @@ class OpenAIBackend:
         """Where requests go, below the endpoint's URL."""
         return "/chat/completions" if self._endpoint.api == "chat" else "/completions"
 
-    def _body(self, prompt: ReasoningPrompt, seed: int | None) -> dict[str, object]:
+    def body(self, prompt: ReasoningPrompt, seed: int | None) -> dict[str, object]:
+        """Return a request, with all options that are asked for."""
         body: dict[str, object] = {"model": self._endpoint.model, **prompt.decoding}
         if prompt.stop:
             body["stop"] = list(prompt.stop)
@@ -222,7 +223,7 @@ class OpenAIBackend:
         # other entries, such as the time of creation, change with every start of a server
         return {name: mine[name] for name in ("id", "root", "owned_by") if isinstance(mine.get(name), str)}
 
-    def _read(self, answer: dict) -> Completion:
+    def read(self, answer: dict) -> Completion:
         """Return what an answer holds; raises Refused where that is nothing usable."""
         choices = answer.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}

@@ -69,7 +69,7 @@ def test_a_copy_of_an_exemplar_under_another_id_is_excluded_too(task, rows, stor
 
 
 def test_what_generate_stores_excludes_its_own_exemplars(task, rows, renderer, store):
-    from fiat_jax.reasoning.generate import provenance_of
+    from fiat_jax.reasoning.wanted import provenance_of
 
     provenance = provenance_of(task, renderer.instructions, {"name": "big"})
     assert provenance.exemplar_ids == ("train-2",)

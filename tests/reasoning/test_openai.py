@@ -328,7 +328,7 @@ def test_the_limit_of_tokens_is_sent_by_its_other_name(endpoint):
 def test_what_changes_the_texts_is_never_left_out(endpoint, option, where):
     endpoint.reply = takes_no(option)
     with pytest.raises(UserError, match=rf"does not take `{option}`.*{where} sets it.*makes another set"):
-        ask(endpoint, times=4, extra={"min_p": 0.1})
+        ask(endpoint, extra={"min_p": 0.1})
     assert len(endpoint.requests) == 1
 
 
