@@ -10,6 +10,7 @@ from pathlib import Path
 
 EXIT_USER, EXIT_RESTARTABLE = 2, 75
 GIN_FLAG = "--gin."
+OTHER = "other"  # before the settings of the second backend that `fiat reason compare` asks
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,6 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     reason.add_argument("--batch_out", type=Path, metavar="FILE", help="write the missing requests for a batch API")
     reason.add_argument("--batch_in", type=Path, action="append", metavar="FILE", help="bring in a batch's answers")
     actions = reason.add_subparsers(dest="action", metavar="ACTION")
+    against = verb("compare", "ask two backends about the same rows, and say how far they agree", actions, workdir=True)
+    against.add_argument("--backend", choices=["native", "openai"], required=True, help="the first one")
+    against.add_argument("--other", choices=["native", "openai"], required=True, help=f"its settings: {OTHER}/...")
+    against.add_argument("--rows", type=int, default=100, help="how many, from the first")
     verify = verb("verify", "read a store again, and say what is damaged", actions)
     verify.add_argument("--store", help="its path; else Reasoning.store")
 
@@ -163,12 +168,12 @@ def _start():
     return _console(quiet=not is_main())
 
 
-def _config(args: argparse.Namespace, bindings: list[str], files: Sequence[str] = ()):
+def _config(args: argparse.Namespace, bindings: list[str], files: Sequence[str] = (), scopes: Sequence[str] = ()):
     """Return the settings of all sections that a verb may have."""
     from fiat_jax.config import Config
     from fiat_jax.experiments import sections
 
-    return Config(sections.SECTIONS, [*files, *args.gin_file], bindings)
+    return Config(sections.SECTIONS, [*files, *args.gin_file], bindings, scopes)
 
 
 def _init(args, bindings) -> int:
@@ -220,6 +225,7 @@ def _prompt_try(args, bindings) -> int:
 def _reason(args, bindings) -> int:
     from fiat_jax.errors import UserError
     from fiat_jax.experiments import asking, reason, sections
+    from fiat_jax.reasoning.shard import EVERYTHING, Shard
 
     config = _config(args, bindings)
     if bool(args.files) == bool(args.backend):
@@ -231,7 +237,9 @@ def _reason(args, bindings) -> int:
             raise UserError(f"an import asks no model; leave out {', '.join(given)}")
         reason.import_files(config.build(sections.Import), args.files, _console())
         return 0
-    job, console = _job(args, config), _console()
+    shard = Shard.parse(args.shard) if args.shard else EVERYTHING
+    job, _ = _job(args.backend, config, config.build(sections.Reason), shard)
+    console = _console()
     if args.batch_out:
         args.batch_out.parent.mkdir(parents=True, exist_ok=True)
         asking.write_batch(job, args.batch_out, console)
@@ -242,16 +250,36 @@ def _reason(args, bindings) -> int:
     return 0
 
 
-def _job(args, config):
-    """Return what `fiat reason --backend` asks of whom."""
+def _job(backend: str, config, reason, shard, scope: str = ""):
+    """Return what a backend is asked, and the section that says which one; `scope` is before its settings' names."""
     from fiat_jax.experiments import asking, runtime, sections
-    from fiat_jax.reasoning.shard import EVERYTHING, Shard
 
-    reason, shard = config.build(sections.Reason), Shard.parse(args.shard) if args.shard else EVERYTHING
-    if args.backend == "openai":
-        return asking.endpoint_job(reason, config.build(sections.Endpoint), shard)
+    if backend == "openai":
+        endpoint = config.build(sections.Endpoint, scope)
+        return asking.endpoint_job(reason, endpoint, shard), endpoint
     runtime.start()
-    return asking.engine_job(reason, config.build(sections.Native), config.build(sections.MeshConfig), shard)
+    native = config.build(sections.Native, scope)
+    return asking.engine_job(reason, native, config.build(sections.MeshConfig, scope), shard), native
+
+
+def _reason_compare(args, bindings) -> int:
+    from fiat_jax.experiments import runtime, sections
+    from fiat_jax.experiments.compare import compare
+    from fiat_jax.reasoning.shard import EVERYTHING
+
+    config = _config(args, bindings, scopes=(OTHER,))
+    reason, sides = config.build(sections.Reason), []
+    for backend, scope in ((args.backend, ""), (args.other, OTHER)):
+        own = reason if backend == "openai" else dataclasses.replace(reason, tokenizer="")  # an engine has its own
+        sides.append(_job(backend, config, own, EVERYTHING, scope))
+    (first, asked), (second, other) = sides
+    text = f"{sections.as_gin(reason, asked)}\n{sections.as_gin(other, scope=OTHER)}"
+    if args.dry_run:
+        compare([first, second], args.rows, args.workdir, True, _console())
+        return 0
+    with runtime.recorded(args.workdir, text):
+        compare([first, second], args.rows, args.workdir, False, _console())
+    return 0
 
 
 def _reason_verify(args, bindings) -> int:
@@ -394,6 +422,7 @@ VERBS = {
     "prompt_render": _prompt_render,
     "prompt_try": _prompt_try,
     "reason": _reason,
+    "reason_compare": _reason_compare,
     "reason_verify": _reason_verify,
     "train": _train,
     "experiment": _experiment,

@@ -50,6 +50,11 @@ class Job:
     def rows(self) -> list[Row]:
         return self.shard.rows(self.task, self.every_row)
 
+    def expect(self, price: Bill) -> None:
+        """Tell an engine what it will be asked: its shapes follow from that."""
+        if isinstance(self.backend, NativeBackend):
+            self.backend.expect([self.renderer.reasoning_prompt(row) for row in price.asked])
+
     def plan(self) -> Plan:
         """Ask the backend who it is, and the store what it lacks."""
         provenance = provenance_of(self.task, self.renderer.instructions, self.backend.identity())
@@ -90,9 +95,8 @@ def _job(
 def ask(job: Job, workdir: Path, dry_run: bool, console: Console) -> None:
     """Print the first request and the bill, ask for what is missing, print what came of it, write the set's card."""
     price = bill(job.task, job.rows, job.renderer, job.backend, job.store, job.options, job.prices)
-    _print_bill(job, price, console)
-    if isinstance(job.backend, NativeBackend):
-        job.backend.expect([job.renderer.reasoning_prompt(row) for row in price.asked])
+    print_bill(job, price, console)
+    job.expect(price)
     if dry_run:
         return
     summary = generate(
@@ -156,7 +160,8 @@ def _finish(job: Job, set_key: str, workdir: Path, console: Console) -> None:
     console.print(f"card of the set: {path}", highlight=False)
 
 
-def _print_bill(job: Job, price: Bill, console: Console) -> None:
+def print_bill(job: Job, price: Bill, console: Console) -> None:
+    """Show the first request, what all of them take, and which rows cannot be asked."""
     for row in price.asked[:1]:
         first = job.renderer.reasoning_prompt(row)
         console.print(first.prefix_text + first.own_text, markup=False, highlight=False)

@@ -43,9 +43,10 @@ TEXT_WIDTH = 110
 OF_A_PART = (Task, Prompts, Reasoning, Data)  # what each part of a mixture has for itself
 
 
-def as_gin(*built: Any) -> str:
+def as_gin(*built: Any, scope: str = "") -> str:
     """Return every field of sections, and of the sections within, as a file that --gin_file reads back."""
-    return "\n\n".join(_block(section) for one in built for section in _within(one)) + "\n"
+    prefix = f"{scope}/" if scope else ""
+    return "\n\n".join(_block(section, prefix) for one in built for section in _within(one)) + "\n"
 
 
 def mixture_as_gin(mixture: Mixture, parts: Mapping[str, Run]) -> str:

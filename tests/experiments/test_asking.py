@@ -165,3 +165,67 @@ def test_an_import_takes_no_option_of_asking(project, capsys):
     status = project.main("reason", "--import=x.jsonl", "--gin_file=weather.gin", "--shard=0/2", "--dry_run")
     assert status == 2
     assert "leave out --dry_run, --shard" in told(capsys)
+
+
+@pytest.fixture
+def compare(ask, project, endpoint, tmp_path):
+    """Run `fiat reason compare` of the endpoint and another one by another name."""
+
+    def compare(*more, other="big"):
+        backend, *settings = ask.arguments()[1:]
+        return project.main(
+            "reason", "compare", backend, "--other=openai", f"--gin.other/Endpoint.model={other}", *settings, *more
+        )  # fmt: skip
+
+    return compare
+
+
+def other_text(n, request):
+    """As the first but for its last row in ten, which has another text, and in one of them another answer."""
+    reply, asked = good(1, request), request.body["messages"][0]["content"]
+    number = int(re.findall(r"(\d+)!", asked)[-1])
+    if request.body["model"] == "bigger" and number % 10 == 9:
+        label = "bad" if number == 19 else "good"
+        reply["body"]["choices"][0]["message"]["content"] = f"It looks odd. So the answer is {label}."
+    return reply
+
+
+def test_two_backends_are_compared_row_by_row(compare, ask, endpoint, project, capsys):
+    endpoint.reply = other_text
+    first = [json.loads(line) for line in (project.root / "weather/train.jsonl").read_text().splitlines()[:40]]
+    assert compare("--rows=40", other="bigger") == 0
+    results = json.loads((ask.work / "results.json").read_text())
+    found = {(row["language"], row["metric"]): row for row in results["rows"]}
+    pairs = [json.loads(line) for line in (ask.work / "pairs.jsonl").read_text().splitlines()]
+    differing = {row["id"] for row in first if int(row["id"][1:]) % 10 == 9}
+    assert {one["id"] for one in pairs if not one["identical_text"]} == differing != set()
+    assert {one["first_difference"] for one in pairs} == {None, len("It looks ")}
+    assert {one["id"] for one in pairs if not one["equal_answer"]} == differing & {"w19"}
+    for language in ("en", "de"):
+        same = [one["identical_text"] for one in pairs if one["language"] == language]
+        assert found[language, "identical_text"]["value"] == pytest.approx(100 * sum(same) / len(same))
+    low, high = found["all", "identical_text"]["ci95"]
+    assert low <= found["all", "identical_text"]["value"] <= high
+    assert (results["verb"], found["all", "equal_answer"]["n"]) == ("reason compare", 40)
+    assert "other/Endpoint.model = 'bigger'" in (ask.work / "config.gin").read_text()
+    assert len(endpoint.requests) == 80
+    assert compare("--rows=40", other="bigger") == 0
+    assert len(endpoint.requests) == 80, "what was stored was asked again"
+
+
+def test_one_model_may_be_compared_with_itself(compare, ask, endpoint):
+    assert compare("--rows=5") == 0
+    assert len(endpoint.requests) == 10
+    results = json.loads((ask.work / "results.json").read_text())
+    assert {row["value"] for row in results["rows"] if row["metric"] == "equal_answer"} == {100.0}
+
+
+def test_a_dry_run_of_a_comparison_asks_nothing(compare, ask, endpoint):
+    assert compare("--rows=5", "--dry_run") == 0
+    assert endpoint.requests == []
+    assert not ask.work.exists()
+
+
+def test_another_name_before_a_setting_is_an_error(ask, capsys):
+    assert ask("--gin.other/Endpoint.url=http://localhost:1/v1") == 2
+    assert "'other' is no part" in told(capsys)
