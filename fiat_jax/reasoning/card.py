@@ -1,8 +1,9 @@
 """What a whole set holds, in figures: the same for the same records, whoever wrote them and when."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fiat_jax.prompts.extract import Reasoning
@@ -24,35 +25,34 @@ class _Counts:
     hidden_tokens: int | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tally:
-    """The records of a set, without their texts; a record that is added again replaces the earlier one."""
+    """The records of a set by (row, sample), without their texts."""
 
-    found: dict[str, dict[int, _Counts]] = field(default_factory=dict)
+    found: Mapping[tuple[str, int], _Counts]
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Tally":
-        """Return the tally of records."""
-        tally = cls()
-        for record in records:
-            kept = {name: getattr(record, name) for name in _Counts.__dataclass_fields__}
-            tally.found.setdefault(record.row, {})[record.sample] = _Counts(**kept)
-        return tally
+        """Return the tally of records; of those of one key the last counts."""
+        names = _Counts.__dataclass_fields__
+        return cls({one.key: _Counts(**{name: _shared(getattr(one, name)) for name in names}) for one in records})
 
     def answers(self, vote: bool) -> dict[str, str | None]:
         """Return θ_β's answer to each row as a reader takes it: the first sample's, or that of most."""
         if not vote:
-            return {row: samples[0].answer for row, samples in self.found.items() if 0 in samples}
-        voices = {row: [Reasoning("", one.answer) for _, one in sorted(of.items())] for row, of in self.found.items()}
+            return {row: one.answer for (row, sample), one in self.found.items() if sample == 0}
+        voices: dict[str, list[Reasoning]] = {}
+        for row, sample in sorted(self.found):
+            voices.setdefault(row, []).append(Reasoning("", self.found[row, sample].answer))
         return {row: majority(samples).answer for row, samples in voices.items()}
 
     def figures(self, prices: Prices | None) -> dict[str, Any]:
         """Return counts, lengths, shares and cost."""
-        records = [one for samples in self.found.values() for one in samples.values()]
+        records, samples = list(self.found.values()), Counter(row for row, _ in self.found)
         return {
-            "rows": len(self.found),
+            "rows": len(samples),
             "records": len(records),
-            "samples_a_row": _sorted(Counter(len(samples) for samples in self.found.values())),
+            "samples_a_row": _sorted(Counter(samples.values())),
             "finish_reasons": _sorted(Counter(one.finish_reason for one in records)),
             "served_by": _sorted(Counter(one.served_by for one in records if one.served_by)),
             "cut_short": _share(one.finish_reason == "length" for one in records),
@@ -63,6 +63,10 @@ class Tally:
             "cached_tokens": sum(one.cached_tokens or 0 for one in records),
             "cost": None if prices is None else round(sum(_cost(prices, one) for one in records), 6),
         }
+
+
+def _shared(value: Any) -> Any:
+    return sys.intern(value) if isinstance(value, str) else value  # few words, many records
 
 
 def _cost(prices: Prices, one: _Counts) -> float:

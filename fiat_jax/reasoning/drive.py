@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from fiat_jax.reasoning.wanted import Plan, Quarantined, Wanted, seed_of, to_rec
 from fiat_jax.store import Record, SetWriter
 
 ENOUGH_TO_JUDGE = 20  # requests that have ended, before their failures may end the run
+
+WAITING = 4  # answers for each request at a time that may be asked for and not be on disk
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class GenerateOptions:
 class Drive:
     """Runs the requests once; `written`, `quarantined` and `interrupted` say what came of them, also after an error.
 
-    `stopped_by` says in words what interrupted it where that was no signal.
+    `written` has figures of the new records, `stopped_by` says in words what interrupted it where that was no signal.
     """
 
     def __init__(
@@ -66,8 +69,9 @@ class Drive:
         self._renderer, self._backend, self._writer = renderer, backend, writer
         self._options, self._meter = options, meter
         self._purse, self._stop = Purse(prices, options.max_cost), asyncio.Event()
+        self._room = asyncio.Semaphore(WAITING * options.concurrency)  # where the disk is slower than the endpoint
         self._answered = self._failed = 0
-        self.written: list[Record] = []
+        self.written: Counter[str] = Counter()
         self.quarantined: list[Quarantined] = []
         self.interrupted, self.stopped_by = False, ""
 
@@ -100,7 +104,7 @@ class Drive:
             answers.put_nowait(None)  # after the last answer
             results += await asyncio.gather(recorder, return_exceptions=True)
             await self._backend.close()
-        ended = len(self.written) + len(self.quarantined)
+        ended = self.written["records"] + len(self.quarantined)
         self.interrupted = stop.is_set() and ended < len(self._wanted)
         for result in results:
             if isinstance(result, Exception):
@@ -108,11 +112,14 @@ class Drive:
 
     async def _work(self, work: Iterator[Wanted], answers: "asyncio.Queue[Record | None]") -> None:
         for want in work:
+            await self._room.acquire()
             if self._stop.is_set():
                 return
             record = await self._ask(want)
             if record is not None:
                 answers.put_nowait(record)
+            else:
+                self._room.release()
 
     async def _ask(self, want: Wanted) -> Record | None:
         try:
@@ -162,7 +169,9 @@ class Drive:
                 batch.append(answers.get_nowait())
             records = [record for record in batch if record is not None]
             await asyncio.to_thread(self._writer.append, *records)  # one fsync for all that came during the last one
-            self.written += records
+            for record in records:  # which themselves are not held: texts of many rows are long
+                self.written.update(_figures(record))
+                self._room.release()
             self._meter.advance(len(records), sum(record.completion_tokens or 0 for record in records))
             if None in batch:
                 return
@@ -170,6 +179,18 @@ class Drive:
     def _quarantine(self, want: Wanted, reason: str, bucket: str = FAILED) -> None:
         self.quarantined.append(Quarantined(want.row_id, want.sample, reason, bucket))
         self._meter.advance(1, failed=1)
+
+
+def _figures(record: Record) -> dict[str, int]:
+    return {
+        "records": 1,
+        "without_answer": record.answer is None,
+        "cut_short": record.finish_reason == "length",
+        "with_hidden": bool(record.hidden_tokens),
+        "prompt_tokens": record.prompt_tokens or 0,
+        "cached_tokens": record.cached_tokens or 0,
+        "completion_tokens": record.completion_tokens or 0,
+    }
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from fiat_jax.store import Provenance, ReasoningStore
 from fiat_jax.tasks.task import Row, Task
 
 logger = logging.getLogger(__name__)
+FIGURES = ("without_answer", "cut_short", "with_hidden", "prompt_tokens", "cached_tokens", "completion_tokens")
 
 
 @dataclass(frozen=True)
@@ -126,14 +127,9 @@ def generate(
         set_key=provenance.set_key,
         wanted=plan.wanted,
         before=plan.wanted - len(missing),
-        written=len(written),
+        written=written["records"],
         quarantined=tuple(drive.quarantined),
-        without_answer=sum(record.answer is None for record in written),
-        cut_short=sum(record.finish_reason == "length" for record in written),
-        with_hidden=sum(bool(record.hidden_tokens) for record in written),
-        prompt_tokens=sum(record.prompt_tokens or 0 for record in written),
-        cached_tokens=sum(record.cached_tokens or 0 for record in written),
-        completion_tokens=sum(record.completion_tokens or 0 for record in written),
+        **{name: written[name] for name in FIGURES},
         cost=None if prices is None else drive.spent,
         dropped=tuple(backend.about().get("dropped", ())),
         changes=tuple(changes),

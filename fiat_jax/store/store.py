@@ -127,15 +127,15 @@ class ReasoningStore:
     def records(self, set_key: str, problems: list[Problem] | None = None) -> Iterator[Record]:
         """Yield the whole records of a set, none where there is no such set; a later one of the same key counts.
 
-        Only keys are held in memory. Where two writers stored the same key, which of their records comes last depends
+        Only hashes are held in memory. Where two writers stored the same key, which of their records comes last depends
         on the records alone, not on files or order. Lines that are torn or damaged are left out: named in `problems`,
         or logged.
         """
         found: list[Problem] = []
-        seen: dict[tuple[str, int], int] = {}
+        seen: dict[int, int] = {}
         differ = set()
         for record, _ in self._lines(set_key, found):
-            if seen.setdefault(record.key, hash(record)) != hash(record):
+            if seen.setdefault(hash(record.key), hash(record)) != hash(record):
                 differ.add(record.key)
             yield record
         if differ:
@@ -181,7 +181,7 @@ class ReasoningStore:
                 problems.append(Problem(f"{key}/{PROVENANCE}", 0, "does not hash to the name of its set"))
         except UserError as error:
             problems.append(Problem(f"{key}/{PROVENANCE}", 0, str(error)))
-        seen: dict[tuple[str, int], int] = {}
+        seen: dict[int, int] = {}
         files = 0
         for name, file in self._shelf.contents(key):
             files += 1
@@ -189,7 +189,7 @@ class ReasoningStore:
             for record, _ in _decode(name, _hashed(file, digest), torn):
                 if record.set != key:
                     problems.append(Problem(name, 0, f"row {record.row_id} belongs to set {record.set}"))
-                if seen.setdefault(record.key, hash(record)) != hash(record):
+                if seen.setdefault(hash(record.key), hash(record)) != hash(record):
                     what = f"row {record.row_id} sample {record.sample} is stored twice and differs"
                     problems.append(Problem(name, 0, what))
             if "/parts/" in name and digest.hexdigest() != Path(name).stem:

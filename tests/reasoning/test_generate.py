@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import tracemalloc
 
 import pytest
 
@@ -407,3 +408,18 @@ def test_a_limit_without_prices_is_an_error(task, rows, renderer, store):
 def test_an_option_that_makes_no_sense_is_named(wrong):
     with pytest.raises(UserError, match=f"Generate.{next(iter(wrong))} is"):
         GenerateOptions(**wrong)
+
+
+def test_a_run_holds_no_texts_in_memory(task, rows, renderer, store):
+    rows = many(rows, 1000)
+    generate(task, rows[:1], renderer, Oracle(), store)  # what is made once
+    oracle = Oracle(lambda question: f"{question} " * 5000)
+    tracemalloc.start()
+    try:
+        assert generate(task, rows, renderer, oracle, store, GenerateOptions(concurrency=2)).written == 999
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    texts = sum(len(record.text) for record in store.lookup(next(iter(store.sets()))).values())
+    assert texts > 1.5e7
+    assert peak < texts / 4

@@ -1,5 +1,6 @@
 import logging
 import os
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -216,3 +217,24 @@ def test_every_set_is_inspected_with_what_it_holds(store, provenance, record):
     found = {one.set_key: one for one in store.inspect()}
     assert (found[provenance.set_key].files, found[provenance.set_key].records) == (2, 3)
     assert (found[other.set_key].provenance, found[other.set_key].records) == (other, 0)
+
+
+@pytest.mark.parametrize("read", ["missing", "verify", "records"])
+def test_reading_a_set_holds_no_texts_in_memory(store, provenance, record, read):
+    with store.open_set(provenance) as writer:
+        for number in range(300):
+            writer.append(record(number, text=f"{number} " * 5000))
+    stored = sum(path.stat().st_size for path in Path(store.path).rglob("*.jsonl"))
+    tracemalloc.start()
+    try:
+        if read == "missing":
+            assert len(store.missing(provenance.set_key, [f"row{number}" for number in range(400)])) == 100
+        elif read == "verify":
+            assert store.verify() == []
+        else:
+            assert sum(1 for _ in store.records(provenance.set_key)) == 300
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert stored > 5e6
+    assert peak < stored / 10
