@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     reason.add_argument("--workdir", type=Path, default=Path("."), help="where quarantined rows and the card go")
     reason.add_argument("--dry_run", action="store_true", help="with --backend: show the token bill, then stop")
     reason.add_argument("--shard", metavar="I/N", help="with --backend: only this part of the rows, from 0/N")
+    reason.add_argument("--engine", choices=["ray"], help="do all shards as tasks of a Ray cluster (extra `ray`)")
     reason.add_argument("--batch_out", type=Path, metavar="FILE", help="write the missing requests for a batch API")
     reason.add_argument("--batch_in", type=Path, action="append", metavar="FILE", help="bring in a batch's answers")
     actions = reason.add_subparsers(dest="action", metavar="ACTION")
@@ -231,12 +232,14 @@ def _reason(args, bindings) -> int:
     if bool(args.files) == bool(args.backend):
         raise UserError("give either --import FILE or --backend=native or --backend=openai")
     if args.files:
-        asking_alone = ("dry_run", "shard", "batch_out", "batch_in")
+        asking_alone = ("dry_run", "shard", "engine", "batch_out", "batch_in")
         given = [f"--{name}" for name in asking_alone if getattr(args, name)]
         if given:
             raise UserError(f"an import asks no model; leave out {', '.join(given)}")
         reason.import_files(config.build(sections.Import), args.files, _console())
         return 0
+    if args.engine == "ray":
+        return _reason_on_ray(args, config)
     shard = Shard.parse(args.shard) if args.shard else EVERYTHING
     job, _ = _job(args.backend, config, config.build(sections.Reason), shard)
     console = _console()
@@ -247,6 +250,20 @@ def _reason(args, bindings) -> int:
         asking.read_batch(job, args.batch_in, args.workdir, console)
     else:
         asking.ask(job, args.workdir, args.dry_run, console)
+    return 0
+
+
+def _reason_on_ray(args, config) -> int:
+    from fiat_jax.errors import UserError
+    from fiat_jax.experiments import sections
+    from fiat_jax.experiments.on_ray import Work, ask_on_ray
+
+    if args.shard or args.batch_out or args.batch_in:
+        raise UserError("--engine=ray divides the rows by itself and asks live; leave out --shard and --batch_...")
+    backend = config.build(sections.Endpoint if args.backend == "openai" else sections.Native)
+    reason, mesh = config.build(sections.Reason), config.build(sections.MeshConfig)
+    work = Work(reason, backend, mesh, args.workdir, str(Path.cwd()))
+    ask_on_ray(work, config.build(sections.RayOptions), args.dry_run, _console())
     return 0
 
 

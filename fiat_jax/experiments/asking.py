@@ -99,16 +99,19 @@ def ask(job: Job, workdir: Path, dry_run: bool, console: Console) -> None:
     job.expect(price)
     if dry_run:
         return
-    summary = generate(
-        job.task, job.rows, job.renderer, job.backend, job.store, job.options, prices=job.prices,
-        quarantine=workdir / job.shard.file("quarantine.jsonl"), console=console if console.is_terminal else None,
-    )  # fmt: skip
-    console.print(_summary_line(summary), highlight=False)
-    if summary.dropped:
-        console.print(f"not taken by the endpoint: {', '.join(summary.dropped)}", highlight=False)
-    _finish(job, summary.set_key, workdir, console)
+    summary = generate_shard(job, workdir, console if console.is_terminal else None)
+    console.print(summary_line(summary), highlight=False)
+    finish(job, summary.set_key, workdir, console)
     if summary.interrupted:
         raise Interrupted(summary.before + summary.written, summary.wanted, summary.stopped_by)
+
+
+def generate_shard(job: Job, workdir: Path, console: Console | None) -> Summary:
+    """Ask for what is missing of a job's rows."""
+    return generate(
+        job.task, job.rows, job.renderer, job.backend, job.store, job.options, prices=job.prices,
+        quarantine=workdir / job.shard.file("quarantine.jsonl"), console=console,
+    )  # fmt: skip
 
 
 def write_batch(job: Job, file: Path, console: Console) -> None:
@@ -143,7 +146,7 @@ def read_batch(job: Job, files: Sequence[Path], workdir: Path, console: Console)
     job.store.note_backend(plan.provenance.set_key, backend.about())
     write_quarantine(workdir / job.shard.file("quarantine.jsonl"), quarantined)
     console.print(f"{len(plan.missing):,} of {plan.wanted:,} requests are missing", highlight=False)
-    _finish(job, plan.provenance.set_key, workdir, console)
+    finish(job, plan.provenance.set_key, workdir, console)
 
 
 def _endpoint_of(job: Job) -> OpenAIBackend:
@@ -152,7 +155,8 @@ def _endpoint_of(job: Job) -> OpenAIBackend:
     return job.backend
 
 
-def _finish(job: Job, set_key: str, workdir: Path, console: Console) -> None:
+def finish(job: Job, set_key: str, workdir: Path, console: Console) -> None:
+    """Write the card of the whole set, and say how far it agrees with the labels."""
     vote = job.reason.reasoning.vote
     card = make_card(job.task, job.every_row, job.store, set_key, vote=vote, prices=job.prices)
     path = write_card(workdir, card)
@@ -183,7 +187,7 @@ def _print_unrendered(rows: Sequence[Quarantined], console: Console) -> None:
         console.print(f"row {row.row_id} cannot be asked: {row.reason}", markup=False)
 
 
-def _summary_line(summary: Summary) -> str:
+def summary_line(summary: Summary) -> str:
     """Return what came of a run, each outcome by its own name."""
     refused, hidden, lost = summary.in_bucket(REFUSED), summary.in_bucket(HIDDEN), len(summary.quarantined)
     written = {
@@ -195,10 +199,12 @@ def _summary_line(summary: Summary) -> str:
     quarantined = {"refused": refused, "nothing but hidden reasoning": hidden, "for other reasons": other}
     cached = f" ({summary.cached_tokens:,} cached)" if summary.cached_tokens else ""
     cost = "" if summary.cost is None else f", cost {money(summary.cost)}"
+    dropped = f"; not taken by the endpoint: {', '.join(summary.dropped)}" if summary.dropped else ""
+    tokens = f"{summary.prompt_tokens:,}{cached} + {summary.completion_tokens:,} tokens"
     return (
         f"set {summary.set_key}: {summary.written:,} written, {summary.before:,} were there, {lost:,} in quarantine"
         f"{_counts('of those written', written)}{_counts('in quarantine', quarantined)}; "
-        f"{summary.prompt_tokens:,}{cached} + {summary.completion_tokens:,} tokens{cost}, {summary.seconds:.1f} s"
+        f"{tokens}{cost}, {summary.seconds:.1f} s{dropped}"
     )
 
 

@@ -5,6 +5,7 @@ import pprint
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fiat_jax.experiments.on_ray import RayOptions
 from fiat_jax.experiments.prompt import PromptLook
 from fiat_jax.experiments.reason import Import, Reason
 from fiat_jax.experiments.spec import Data, Experiment, Mixture, Prompts, Reasoning, Run
@@ -36,6 +37,7 @@ SECTIONS: dict[str, type] = {
     "Endpoint": Endpoint,
     "Native": Native,
     "Generate": GenerateOptions,
+    "Ray": RayOptions,
     "PromptLook": PromptLook,
 }
 
@@ -89,6 +91,7 @@ __all__ = [
     "Native",
     "PromptLook",
     "Prompts",
+    "RayOptions",
     "Reason",
     "Reasoning",
     "Run",
