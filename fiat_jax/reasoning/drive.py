@@ -17,7 +17,6 @@ from fiat_jax.reasoning.wanted import Plan, Quarantined, Wanted, seed_of, to_rec
 from fiat_jax.store import Record, SetWriter
 
 ENOUGH_TO_JUDGE = 20  # requests that have ended, before their failures may end the run
-
 WAITING = 4  # answers for each request at a time that may be asked for and not be on disk
 
 
@@ -130,6 +129,9 @@ class Drive:
         worst = self._purse.worst(counted, int(prompt.decoding.get("max_tokens", 0)))
         if not await self._purse.reserve(worst):
             return self._stop_for_money(worst)
+        if self._stop.is_set():  # while money was waited for
+            self._purse.settle(worst, counted, None)
+            return None
         paid, seed = None, seed_of(want, self._provenance)
         try:
             paid = await self._backend.complete(prompt, seed=seed, sample=want.sample)
