@@ -45,7 +45,12 @@ class Unavailable(Exception):
 
 
 class Backend(Protocol):
-    """θ_β. `complete` is called many times at once within one event loop, `identity` outside of any."""
+    """θ_β. `complete` is called many times at once within one event loop, `identity` outside of any.
+
+    `first_alone` says that the others wait for the first request: it finds out something for all.
+    """
+
+    first_alone: bool
 
     def identity(self) -> dict[str, object]:
         """What names the model in the store: a weights fingerprint, or name, revision and what the endpoint reports."""

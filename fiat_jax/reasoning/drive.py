@@ -69,6 +69,9 @@ class Drive:
         self._options, self._meter = options, meter
         self._purse, self._stop = Purse(prices, options.max_cost), asyncio.Event()
         self._room = asyncio.Semaphore(WAITING * options.concurrency)  # where the disk is slower than the endpoint
+        self._first = asyncio.Event()
+        if not backend.first_alone:
+            self._first.set()
         self._answered = self._failed = 0
         self.written: Counter[str] = Counter()
         self.quarantined: list[Quarantined] = []
@@ -111,10 +114,13 @@ class Drive:
 
     async def _work(self, work: Iterator[Wanted], answers: "asyncio.Queue[Record | None]") -> None:
         for want in work:
+            if want is not self._wanted[0]:
+                await self._first.wait()
             await self._room.acquire()
             if self._stop.is_set():
                 return
             record = await self._ask(want)
+            self._first.set()
             if record is not None:
                 answers.put_nowait(record)
             else:

@@ -61,6 +61,8 @@ class NativeBackend:
         self._worker: Worker | None = None
         self._prefixes: dict[tuple[int, ...], str] = {}
 
+    first_alone = False
+
     @property
     def concurrency(self) -> int:
         """How many requests keep all slots busy: those in them, and as many that wait."""

@@ -90,6 +90,8 @@ class OpenAIBackend:
     At most `concurrency` requests are sent at a time, fewer while the endpoint does not keep up.
     """
 
+    first_alone = True  # it finds out which options the endpoint takes
+
     def __init__(self, endpoint: Endpoint, concurrency: int = CONCURRENCY):
         self._endpoint = endpoint
         key = os.environ.get(endpoint.key_variable)
@@ -104,7 +106,6 @@ class OpenAIBackend:
         self._listed: list[str] = []
         self._warned: set[str] = set()
         self._instead: dict[str, str] = {}  # option that the endpoint does not take → the name it is sent by, or ""
-        self._probed, self._probe = False, asyncio.Lock()
 
     def identity(self) -> dict[str, object]:
         """Ask the endpoint who it is; UserError where nothing answers."""
@@ -132,28 +133,8 @@ class OpenAIBackend:
         }
 
     async def complete(self, prompt: ReasoningPrompt, *, seed: int | None, sample: int) -> Completion:
-        """Send one prompt; samples of a row differ by their seed alone.
-
-        The first one goes alone: it finds out which options the endpoint takes.
-        """
-        if not self._probed:
-            async with self._probe:
-                if not self._probed:
-                    try:
-                        completion = await self._ask(self.body(prompt, seed))
-                    except (Refused, Unavailable):
-                        self._probed = True  # that is of this row, or of this moment
-                        raise
-                    self._probed = True
-                    return completion
-        return await self._ask(self.body(prompt, seed))
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.close()
-        self._probe = asyncio.Lock()  # it belonged to the loop that ends
-
-    async def _ask(self, body: Mapping[str, object]) -> Completion:
+        """Send one prompt; samples of a row differ by their seed alone."""
+        body = self.body(prompt, seed)
         while True:
             sent = {self._instead.get(name, name): value for name, value in body.items()}
             sent.pop("", None)
@@ -170,6 +151,10 @@ class OpenAIBackend:
                 continue
             left_out = tuple(name for name in body if self._instead.get(name) == "")
             return replace(self.read(answer), left_out=left_out)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
 
     def _do_without(self, option: str, error: BadRequest) -> None:
         if option not in self._instead:  # else a request that was under way meanwhile found it out as well

@@ -22,6 +22,8 @@ from fiat_jax.reasoning.openai import Endpoint, OpenAIBackend
 class Oracle:
     """A backend without a network: answers by `says(question)`, and remembers what it was asked, with which seed."""
 
+    first_alone = False
+
     def __init__(self, says=lambda question: f"{question} is a number. So the answer is yes.", served_by=None):
         self.says, self.served_by = says, served_by
         self.asked, self.model = [], {"name": "oracle", "revision": "1"}
@@ -288,6 +290,17 @@ def test_a_signal_lets_requests_under_way_end_and_the_next_run_goes_on(task, row
     assert len(set(endpoint.asked())) == len(endpoint.asked()) == 20
 
 
+def test_a_signal_during_the_first_request_lets_no_other_begin(task, rows, renderer, store, endpoint):
+    def reply(n, request):
+        os.kill(os.getpid(), signal.SIGINT)
+        return {"seconds": 0.3}
+
+    endpoint.reply = reply
+    backend = OpenAIBackend(Endpoint(url=endpoint.url, model="big"))
+    summary = generate(task, rows, renderer, backend, store)
+    assert (summary.written, summary.interrupted, len(endpoint.requests)) == (1, True, 1)
+
+
 def test_signal_handlers_of_the_caller_come_back(task, rows, renderer, store):
     def mine(*args):
         pass
@@ -374,17 +387,17 @@ def test_money_that_requests_did_not_need_is_spent_on_others(task, rows, rendere
     assert (summary.written, summary.interrupted, summary.cost) == (10, False, 150)
 
 
-def test_an_endpoint_that_counts_more_tokens_than_we_do_passes_the_limit_no_further_than_its_first_requests(
-    task, rows, renderer, store
-):
+def test_an_endpoint_that_counts_more_tokens_than_we_do_does_not_pass_the_limit_either(task, rows, renderer, store):
     class Twice(Oracle):
+        first_alone = True
+
         async def complete(self, prompt, *, seed, sample):
             await super().complete(prompt, seed=seed, sample=sample)
             return Completion("So the answer is no.", "stop", 2 * (len(prompt.prefix_ids) + len(prompt.own_ids)), 20)
 
     rows = rows[:10]
     truly = 2 * counted(renderer, rows[0]) + 20
-    options = GenerateOptions(concurrency=1, max_cost=4.5 * truly)
+    options = GenerateOptions(concurrency=8, max_cost=4.5 * truly)
     summary = generate(task, rows, renderer, Twice(), store, options, prices=PRICES)
     assert (summary.written, summary.cost) == (4, 4 * truly)
 

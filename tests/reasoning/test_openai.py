@@ -107,8 +107,6 @@ def test_an_endpoint_that_drips_bytes_is_timed_out_too(endpoint, monkeypatch):
 @pytest.mark.parametrize("date", [False, True])
 def test_retry_after_holds_every_request_back(endpoint, date):
     backend = OpenAIBackend(Endpoint(endpoint.url, "big"))
-    ask_backend(backend)  # the first request goes alone
-    endpoint.requests.clear()
     wait = email.utils.formatdate(time.time() + 3, usegmt=True) if date else "1"
     endpoint.reply = lambda n, request: {"status": 429, "headers": {"Retry-After": wait}} if n < 2 else {}
     ask_backend(backend, times=2)
@@ -118,9 +116,8 @@ def test_retry_after_holds_every_request_back(endpoint, date):
 
 
 def test_an_endpoint_that_is_overloaded_gets_fewer_requests_at_a_time(endpoint):
-    endpoint.reply = lambda n, request: {"status": 503, "seconds": 0.5} if 0 < n < 9 else {"seconds": 0.05}
+    endpoint.reply = lambda n, request: {"status": 503, "seconds": 0.5} if n < 8 else {"seconds": 0.05}
     backend = OpenAIBackend(Endpoint(endpoint.url, "big"), concurrency=8)
-    ask_backend(backend)  # the first request goes alone
     ask_backend(backend, times=8)
     assert endpoint.most_at_once == 8
     endpoint.most_at_once = 0
@@ -286,17 +283,19 @@ def takes_no(option, message=None, **error):
     return lambda n, request: {"status": 400, "body": {"error": told}} if option in request.body else {}
 
 
-def test_the_first_request_goes_alone_and_the_others_know_what_it_found_out(endpoint, caplog):
+def test_what_one_request_found_out_the_others_know(endpoint, caplog):
     endpoint.reply = takes_no("seed", param="seed")
     backend = OpenAIBackend(Endpoint(endpoint.url, "big"))
-    assert len(ask_backend(backend, times=6)) == 6
+    (found_out,) = ask_backend(backend)
+    assert found_out.left_out == ("seed",)
+    assert {completion.left_out for completion in ask_backend(backend, times=5)} == {("seed",)}
     assert len(endpoint.requests) == 7, "more than one request found it out"
     assert "seed" not in endpoint.requests[1].body
     assert "does not take `seed`, which is left out" in caplog.text
     assert backend.about()["dropped"] == ["seed"]
 
 
-def test_a_first_request_that_is_refused_for_its_own_sake_holds_nobody_back(endpoint):
+def test_a_request_that_is_refused_for_its_own_sake_leaves_no_option_out(endpoint):
     long = {"status": 400, "body": {"error": {"message": "'max_tokens' is too large: the prompt has 9,000 tokens"}}}
     endpoint.reply = lambda n, request: long if n == 0 else {}
     backend = OpenAIBackend(Endpoint(endpoint.url, "big"))
