@@ -10,6 +10,7 @@ from pathlib import Path
 
 EXIT_USER, EXIT_RESTARTABLE = 2, 75
 GIN_FLAG = "--gin."
+OTHER = "other"  # before the settings of the second backend that `fiat reason compare` asks
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,8 +66,19 @@ def _parser() -> argparse.ArgumentParser:
     reason.add_argument("--import", dest="files", action="append", metavar="FILE", help="a file with reasoning")
     backends = "native: the engine of this process (Native.path); openai: a compatible endpoint (Endpoint.url)"
     reason.add_argument("--backend", choices=["native", "openai"], help=backends)
-    reason.add_argument("--workdir", type=Path, default=Path("."), help="where quarantined rows are written")
+    reason.add_argument("--workdir", type=Path, default=Path("."), help="where quarantined rows and the card go")
     reason.add_argument("--dry_run", action="store_true", help="with --backend: show the token bill, then stop")
+    reason.add_argument("--shard", metavar="I/N", help="with --backend: only this part of the rows, from 0/N")
+    reason.add_argument("--engine", choices=["ray"], help="do all shards as tasks of a Ray cluster (extra `ray`)")
+    reason.add_argument("--batch_out", type=Path, metavar="FILE", help="write the missing requests for a batch API")
+    reason.add_argument("--batch_in", type=Path, action="append", metavar="FILE", help="bring in a batch's answers")
+    actions = reason.add_subparsers(dest="action", metavar="ACTION")
+    against = verb("compare", "ask two backends about the same rows, and say how far they agree", actions, workdir=True)
+    against.add_argument("--backend", choices=["native", "openai"], required=True, help="the first one")
+    against.add_argument("--other", choices=["native", "openai"], required=True, help=f"its settings: {OTHER}/...")
+    against.add_argument("--rows", type=int, default=100, help="how many, from the first")
+    verify = verb("verify", "read a store again, and say what is damaged", actions)
+    verify.add_argument("--store", help="its path; else Reasoning.store")
 
     verb("train", "tune one model for one paradigm", workdir=True)
     verb("experiment", "paradigms × training sizes × seeds, and one table", workdir=True)
@@ -103,10 +115,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     bindings = [a[len(GIN_FLAG) :] for a in arguments if a.startswith(GIN_FLAG)]
-    args = _parser().parse_args([a for a in arguments if not a.startswith(GIN_FLAG)])
+    parser, plain = _parser(), [a for a in arguments if not a.startswith(GIN_FLAG)]
+    args = parser.parse_args(plain)
     from fiat_jax.errors import Interrupted, UserError
 
-    action = f"{args.verb}_{args.action}" if "action" in args else args.verb
+    action = getattr(args, "action", None)
+    if action and plain[1] != action:  # argparse would forget what stands before
+        parser.error(f"say `fiat {args.verb} {action}` before its options")
+    action = f"{args.verb}_{action}" if action else args.verb
     try:
         with _terminable():
             if bindings and "gin_file" not in args:
@@ -156,12 +172,12 @@ def _start():
     return _console(quiet=not is_main())
 
 
-def _config(args: argparse.Namespace, bindings: list[str], files: Sequence[str] = (), parts: Sequence[str] = ()):
-    """Return the settings of all sections that a verb may have; `parts` it may have several times."""
+def _config(args: argparse.Namespace, bindings: list[str], files: Sequence[str] = (), scopes: Sequence[str] = ()):
+    """Return the settings of all sections that a verb may have."""
     from fiat_jax.config import Config
     from fiat_jax.experiments import sections
 
-    return Config(sections.SECTIONS, [*files, *args.gin_file], bindings, parts)
+    return Config(sections.SECTIONS, [*files, *args.gin_file], bindings, scopes)
 
 
 def _init(args, bindings) -> int:
@@ -212,24 +228,86 @@ def _prompt_try(args, bindings) -> int:
 
 def _reason(args, bindings) -> int:
     from fiat_jax.errors import UserError
-    from fiat_jax.experiments import reason, runtime, sections
+    from fiat_jax.experiments import asking, reason, sections
+    from fiat_jax.reasoning.shard import EVERYTHING, Shard
 
     config = _config(args, bindings)
     if bool(args.files) == bool(args.backend):
         raise UserError("give either --import FILE or --backend=native or --backend=openai")
-    if args.files and args.dry_run:
-        raise UserError("an import asks no model and has no dry run; leave out --dry_run")
     if args.files:
+        asking_alone = ("dry_run", "shard", "engine", "batch_out", "batch_in")
+        given = [f"--{name}" for name in asking_alone if getattr(args, name)]
+        if given:
+            raise UserError(f"an import asks no model; leave out {', '.join(given)}")
         reason.import_files(config.build(sections.Import), args.files, _console())
+        return 0
+    if args.engine == "ray":
+        return _reason_on_ray(args, config)
+    shard = Shard.parse(args.shard) if args.shard else EVERYTHING
+    job, _ = _job(args.backend, config, config.build(sections.Reason), shard)
+    console = _console()
+    if args.batch_out:
+        args.batch_out.parent.mkdir(parents=True, exist_ok=True)
+        asking.write_batch(job, args.batch_out, console)
+    elif args.batch_in:
+        asking.read_batch(job, args.batch_in, args.workdir, console)
     else:
-        asked = args.workdir, args.dry_run, _console()
-        if args.backend == "openai":
-            reason.ask_endpoint(config.build(sections.Reason), config.build(sections.Endpoint), *asked)
-        else:
-            runtime.start()
-            native, mesh = config.build(sections.Native), config.build(sections.MeshConfig)
-            reason.ask_engine(config.build(sections.Reason), native, mesh, *asked)
+        asking.ask(job, args.workdir, args.dry_run, console)
     return 0
+
+
+def _reason_on_ray(args, config) -> int:
+    from fiat_jax.errors import UserError
+    from fiat_jax.experiments import sections
+    from fiat_jax.experiments.on_ray import Work, ask_on_ray
+
+    if args.shard or args.batch_out or args.batch_in:
+        raise UserError("--engine=ray divides the rows by itself and asks live; leave out --shard and --batch_...")
+    backend = config.build(sections.Endpoint if args.backend == "openai" else sections.Native)
+    reason, mesh = config.build(sections.Reason), config.build(sections.MeshConfig)
+    work = Work(reason, backend, mesh, args.workdir, str(Path.cwd()))
+    ask_on_ray(work, config.build(sections.RayOptions), args.dry_run, _console())
+    return 0
+
+
+def _job(backend: str, config, reason, shard, scope: str = ""):
+    """Return what a backend is asked, and the section that says which one; `scope` is before its settings' names."""
+    from fiat_jax.experiments import asking, runtime, sections
+
+    if backend == "openai":
+        endpoint = config.build(sections.Endpoint, scope)
+        return asking.endpoint_job(reason, endpoint, shard), endpoint
+    runtime.start()
+    native = config.build(sections.Native, scope)
+    return asking.engine_job(reason, native, config.build(sections.MeshConfig, scope), shard), native
+
+
+def _reason_compare(args, bindings) -> int:
+    from fiat_jax.experiments import runtime, sections
+    from fiat_jax.experiments.compare import compare
+    from fiat_jax.reasoning.shard import EVERYTHING
+
+    config = _config(args, bindings, scopes=(OTHER,))
+    reason, sides = config.build(sections.Reason), []
+    for backend, scope in ((args.backend, ""), (args.other, OTHER)):
+        own = reason if backend == "openai" else dataclasses.replace(reason, tokenizer="")  # an engine has its own
+        sides.append(_job(backend, config, own, EVERYTHING, scope))
+    (first, asked), (second, other) = sides
+    text = f"{sections.as_gin(reason, asked)}\n{sections.as_gin(other, scope=OTHER)}"
+    if args.dry_run:
+        compare([first, second], args.rows, args.workdir, True, _console())
+        return 0
+    with runtime.recorded(args.workdir, text):
+        compare([first, second], args.rows, args.workdir, False, _console())
+    return 0
+
+
+def _reason_verify(args, bindings) -> int:
+    from fiat_jax.experiments import sections
+    from fiat_jax.experiments.verify import verify
+
+    store = args.store or _config(args, bindings).build(sections.Reasoning).store
+    return 0 if verify(store, _console()) else EXIT_USER
 
 
 def _train(args, bindings) -> int:
@@ -356,7 +434,7 @@ def _serve(args, bindings) -> int:
     from fiat_jax.experiments.bundle import read_bundle
     from fiat_jax.experiments.serve import Asked, named_bundles, serve
 
-    config = _config(args, bindings, parts=["tau"])
+    config = _config(args, bindings, scopes=["tau"])
     native, endpoint = (config.binds(name, "") for name in ("Native", "Endpoint"))
     if native and endpoint:
         raise UserError("both Native and Endpoint are set: which of them has the large model? Leave the other one out")
@@ -392,6 +470,8 @@ VERBS = {
     "prompt_render": _prompt_render,
     "prompt_try": _prompt_try,
     "reason": _reason,
+    "reason_compare": _reason_compare,
+    "reason_verify": _reason_verify,
     "train": _train,
     "experiment": _experiment,
     "evaluate": _evaluate,

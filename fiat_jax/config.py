@@ -21,7 +21,8 @@ C = TypeVar("C")
 class Config:
     """Bindings from files and flags, over a set of named sections (dataclasses).
 
-    `build` makes a section: each field comes from gin, or is a section itself, or keeps its default.
+    `build` makes a section: each field comes from gin, or is a section itself, or keeps its default. `scopes` are names
+    besides the parts of a mixture that settings may stand under, as in `other/Endpoint.url`.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class Config:
         sections: Mapping[str, type],
         files: Sequence[str] = (),
         bindings: Sequence[str] = (),
-        parts: Sequence[str] = (),
+        scopes: Sequence[str] = (),
     ):
         gin.clear_config(clear_constants=True)
         gin.config._LOCATION_PREFIXES[:] = [""]  # pyright: ignore  # gin keeps the places of earlier files
@@ -38,16 +39,16 @@ class Config:
         for name, section in sections.items():
             if f"fiat.{name}" not in gin.config._REGISTRY:  # pyright: ignore  # gin registers a name once a process
                 gin.external_configurable(_maker(name, section), name=name, module="fiat")
-        self._parse(files, bindings, parts)
+        self._parse(files, bindings, scopes)
 
-    def _parse(self, files: Sequence[str], bindings: Sequence[str], own: Sequence[str]) -> None:
+    def _parse(self, files: Sequence[str], bindings: Sequence[str], scopes: Sequence[str]) -> None:
         self._read(files, bindings)
         mixture = gin.config._CONFIG.get(("", "fiat.Mixture"), {})  # pyright: ignore
         for part, file in dict(mixture.get("files", {})).items():
             self._read_part(part, file)
-        parts = [*own, *mixture.get("rates", {})]
+        parts = mixture.get("rates", {})
         for scope, selector in gin.config._CONFIG:  # pyright: ignore
-            if scope and selector != "gin.macro" and scope not in parts:
+            if scope and selector != "gin.macro" and scope not in (*parts, *scopes):
                 known = f"; parts are {', '.join(parts)}.{did_you_mean(scope, parts)}" if parts else ""
                 name = selector.split(".")[-1]
                 raise UserError(f"{scope}/{name}: {scope!r} is no part of Mixture.rates; leave out {scope}/{known}")

@@ -11,8 +11,9 @@ class UserError(ValueError):
 class Interrupted(Exception):
     """A run was asked to stop and has saved all; the same command goes on from there. `fiat` exits with status 75."""
 
-    def __init__(self, done: int, of: int):
-        super().__init__(f"interrupted after {done} of {of}; all is saved: run the same command to go on")
+    def __init__(self, done: int, of: int, why: str = ""):
+        because = f": {why}" if why else ""
+        super().__init__(f"interrupted after {done} of {of}{because}; all is saved: run the same command to go on")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

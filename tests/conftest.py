@@ -1,5 +1,6 @@
 """Eight fake CPU devices, JAX at its strictest, and the data that lies beside the checkout."""
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -21,6 +22,7 @@ sys.modules["triton"] = None  # type: ignore[assignment]
 
 import jax
 import pytest
+from support.endpoint import Endpoint
 from support.world import IMPORT, SETTINGS, World, make_world
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -43,6 +45,13 @@ def project(tmp_path_factory) -> World:
     assert world.main("init", "weather/train.jsonl", "--out=.") == 0
     assert world.main("reason", "--import=data/weather.jsonl", "--gin_file=weather.gin", *IMPORT) == 0
     return world
+
+
+@pytest.fixture
+def endpoint():
+    """An endpoint on loopback."""
+    with contextlib.closing(Endpoint()) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

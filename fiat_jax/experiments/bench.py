@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from fiat_jax.prompts.tokenizer import Tokenizer
 from fiat_jax.sharding import TRAIN, check_batch
 from fiat_jax.tasks.splits import holdout, nested_subsets
 from fiat_jax.tasks.task import Row, read_rows, row_key
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +53,15 @@ class Bench:
         check_metrics(run.task, self.report_rows)
         self.reasons = Reasons({})
         if any(paradigm.needs_reasoning for paradigm in paradigms):
-            self.reasons = read_reasons(run.task, [*self.train_rows, *self.report_rows], run.reasoning)
+            self.reasons = read_reasons(run.task, self.report_rows, run.reasoning, self.train_rows)
             self.train_rows = self.reasons.without_excluded(run.task, self.train_rows)
+            asked = self.reasons.without_missing(run.task, self.train_rows)
+            if len(asked) < len(self.train_rows):
+                logger.warning(
+                    "%d of %d rows of %s have no reasoning by now, and are not trained on",
+                    len(self.train_rows) - len(asked), len(self.train_rows), run.data.train_split,
+                )  # fmt: skip
+            self.train_rows = asked
             self.report_rows = self.reasons.without_excluded(run.task, self.report_rows)
         known = {row_key(run.task, row) for row in self.train_rows}
         self.repeated = sum(row_key(run.task, row) in known for row in self.report_rows)
@@ -77,6 +87,13 @@ class Bench:
         rows = nested_subsets(self.train_rows, [cell.size], cell.seed, stratify=by)[cell.size]
         kept, held = holdout(rows, data.selection, cell.seed, stratify=by, group_field=data.group_field)
         check_metrics(task, held)
+        if self.run.reasoning.only_agreeing and self.reasons.by_id:
+            kept = self.reasons.agreeing(task, kept)  # never those held: choosing them by their label is a leak
+            if not kept:
+                raise UserError(
+                    f"Reasoning.only_agreeing leaves none of {cell.size:,} rows to train on: θ_β's answers of set "
+                    f"{self.reasons.set_key} are never the label"
+                )
         return kept, held
 
     def feed(self, cell: Cell) -> Feed:
@@ -109,12 +126,21 @@ class Bench:
             "the instruction file": self.instructions.answer_hash,
             "Prompts": repr(dataclasses.replace(run.prompts, file="")),
             "the reasoning set": self.reasons.set_key,
+            **self._chosen_reasoning(),
             "Model": repr(dataclasses.replace(run.model, path="")),
             "the base model": self.theta_tau_fingerprint,
             "the tokenizer": self.feed(cell).renderer.identity,
             "Lora": repr(run.lora) if cell.paradigm.lora else "",
             "Train": repr(train),
         }
+
+    def _chosen_reasoning(self) -> Mapping[str, str]:
+        """Return what besides the set determines the reasoning of rows: nothing by default."""
+        where = self.run.reasoning
+        if not (self.reasons.by_id and (where.vote or where.only_agreeing)):
+            return {}
+        votes = sorted(self.reasons.by_id.items()) if where.vote else []  # further samples change what a row is given
+        return {"Reasoning": content_key(where.vote, where.only_agreeing, repr(votes))}
 
 
 def _check_theta_tau(run: Run) -> tuple[Tokenizer, str]:

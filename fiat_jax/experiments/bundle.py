@@ -24,6 +24,7 @@ from fiat_jax.prompts.inline import inlined
 from fiat_jax.prompts.instructions import load_instructions
 from fiat_jax.prompts.tokenizer import Tokenizer
 from fiat_jax.sharding import MeshConfig
+from fiat_jax.store import Provenance
 from fiat_jax.tasks.task import Task
 
 NAME = "bundle.json"
@@ -35,7 +36,7 @@ class Bundle:
     """A trained θ_τ as `evaluate`, `predict` and `export` take it.
 
     `directory` holds prompts.yaml and either adapter/ or, where all weights were tuned, model/. `reasoning` names the
-    set it was trained with, `sets` says what produced it, `seed` shuffles the rows' ŷ_β where the paradigm does; the
+    set it was trained with, `sets` says what produced it, `asked` where θ_β was then; `seed` shuffles the rows' ŷ_β where the paradigm does; the
     hashes are of what it was trained with.
     """
 
@@ -55,6 +56,13 @@ class Bundle:
     batch_rows: int
     adapter: bool
     sets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """What produced the reasoning that it was trained with; None where there was none."""
+        held = self.sets.get(self.reasoning.set)
+        return Provenance(**held) if held else None
 
     @property
     def theta_tau_path(self) -> str:
@@ -88,6 +96,7 @@ def write_bundle(directory: Path, model: Model, feed: Feed, run: Run, reasons: R
         batch_rows=run.train.batch_rows,
         adapter=model.lora is not None,
         sets={} if reasons.provenance is None else {reasons.set_key: dataclasses.asdict(reasons.provenance)},
+        asked=reasons.asked,
     )
     _write(directory, bundle)
 

@@ -27,13 +27,18 @@ from fiat_jax.tasks.task import Row, Task, read_rows, row_key
 
 @dataclasses.dataclass(frozen=True)
 class Reasons:
-    """ŷ_β of rows by id, where it is from, and the rows left out because θ_β saw their answer."""
+    """ŷ_β of rows by id, where it is from, and the rows that θ_β saw the answer of, or was not asked about by now.
+
+    `asked` says where θ_β was when it was last asked.
+    """
 
     by_id: Mapping[str, RowReasoning]
     set_key: str = ""
     model: str = ""
     excluded: frozenset[str] = frozenset()
+    missing: frozenset[str] = frozenset()
     provenance: Provenance | None = None
+    asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def shuffled(self, rows: Sequence[Row], task: Task, seed: int) -> "Reasons":
         """Give each row the ŷ_β of another one of these rows: the control for what reasoning says about its own row."""
@@ -48,21 +53,50 @@ class Reasons:
         """Return the rows whose answer θ_β did not see."""
         return [row for row in rows if row[task.id_field] not in self.excluded]
 
+    def without_missing(self, task: Task, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows that θ_β was asked about."""
+        return [row for row in rows if row[task.id_field] not in self.missing]
 
-def read_reasons(task: Task, rows: Sequence[Row], where: Reasoning) -> Reasons:
-    """Join rows with their reasoning in the store; rows without it are an error with the command that makes them."""
-    store = ReasoningStore(where.store)
+    def agreeing(self, task: Task, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows for which θ_β's answer is the label; for training alone: it looks at labels."""
+        answers = [self.by_id[row[task.id_field]].answer for row in rows]
+        right = agreement(task, [row[task.answer_field] for row in rows], answers)
+        return [row for row, value in zip(rows, right, strict=True) if value == 1.0]
+
+
+def agreement(task: Task, gold: Sequence[str], answers: Sequence[str | None]) -> np.ndarray:
+    """Return each answer's value in 0..1 by the task's first metric that is a mean over rows, else its accuracy."""
+    metrics = [metric for metric in find_metrics((*task.metrics, "accuracy")) if metric.per_row is not None]
+    score = metrics[0].per_row
+    assert score is not None
+    return score(gold, answers)
+
+
+def read_reasons(task: Task, rows: Sequence[Row], where: Reasoning, training: Sequence[Row] = ()) -> Reasons:
+    """Join rows, those of `training` too, with their reasoning in the store.
+
+    Raises:
+        UserError: rows without reasoning, with the command that makes it; where `where` is partial, those of `training`
+            alone may lack it.
+    """
+    store, count = ReasoningStore(where.store), len(rows) + len(training)
     if not store.sets():
         raise UserError(
-            f"{where.store}: the store holds no reasoning, and {len(rows):,} rows of task {task.name} need it; make it "
+            f"{where.store}: the store holds no reasoning, and {count:,} rows of task {task.name} need it; make it "
             f"with `fiat reason --backend=openai --gin.Reasoning.store={where.store} ...`, or bring in what a file has "
             f"with `fiat reason --import FILE --gin.Reasoning.store={where.store} ...` (... the task's settings)"
         )
     key = store.resolve(where.set)
     provenance = store.provenance(key)
-    joined = join(task, rows, store, key, command=_command(task, where, provenance))
+    needed = {row[task.id_field] for row in rows}
+    optional = {row[task.id_field] for row in training} - needed if where.partial else ()
+    joined = join(
+        task, [*training, *rows], store, key,
+        vote=where.vote, optional=optional, command=_command(task, where, provenance),
+    )  # fmt: skip
     name = " ".join(str(provenance.model[part]) for part in ("name", "revision") if provenance.model.get(part))
-    return Reasons(joined.reasoning, key, name, frozenset(joined.excluded), provenance)
+    gone = frozenset(joined.excluded), frozenset(joined.missing)
+    return Reasons(joined.reasoning, key, name, *gone, provenance, store.backend(key) or {})
 
 
 def _command(task: Task, where: Reasoning, provenance: Provenance) -> str:

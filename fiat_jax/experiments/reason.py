@@ -1,22 +1,14 @@
-"""`fiat reason`: reasoning into the store, imported or asked of a model."""
+"""What `fiat reason` is asked, and the import of reasoning that files hold."""
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
-from fiat_jax.errors import Interrupted, UserError
-from fiat_jax.experiments.feed import read_instructions
+from fiat_jax.errors import UserError
 from fiat_jax.experiments.spec import Prompts, Reasoning
-from fiat_jax.prompts.render import Renderer
-from fiat_jax.prompts.tokenizer import Tokenizer
 from fiat_jax.reasoning.drive import GenerateOptions
-from fiat_jax.reasoning.generate import bill, generate
 from fiat_jax.reasoning.importer import import_reasoning
-from fiat_jax.reasoning.native import Native, NativeBackend
-from fiat_jax.reasoning.openai import Endpoint, OpenAIBackend
-from fiat_jax.sharding import MeshConfig
 from fiat_jax.store import ReasoningStore
 from fiat_jax.tasks.task import Row, Task, read_rows
 
@@ -86,66 +78,3 @@ def import_files(job: Import, files: Sequence[str], console: Console) -> None:
                 "reads them as they are",
                 highlight=False,
             )
-
-
-def ask_endpoint(reason: Reason, endpoint: Endpoint, workdir: Path, dry_run: bool, console: Console) -> None:
-    """Ask an OpenAI-compatible endpoint for what the store lacks."""
-    if not reason.tokenizer:
-        raise UserError("no tokenizer to count tokens with: give --gin.Reason.tokenizer=DIRECTORY (any model's)")
-    _ask(reason, OpenAIBackend(endpoint), Tokenizer.from_directory(reason.tokenizer), workdir, dry_run, console)
-
-
-def ask_engine(
-    reason: Reason, native: Native, mesh: MeshConfig, workdir: Path, dry_run: bool, console: Console
-) -> None:
-    """Let the engine of this process write what the store lacks."""
-    if reason.tokenizer:
-        raise UserError("Reason.tokenizer is for endpoints; the engine reads with the tokenizer of Native.path")
-    tokenizer = Tokenizer.from_directory(native.path)
-    backend = NativeBackend(native, mesh, tokenizer)
-    options = dataclasses.replace(reason.options, concurrency=max(backend.concurrency, reason.options.concurrency))
-    _ask(dataclasses.replace(reason, options=options), backend, tokenizer, workdir, dry_run, console)
-
-
-def _ask(
-    reason: Reason,
-    backend: OpenAIBackend | NativeBackend,
-    tokenizer: Tokenizer,
-    workdir: Path,
-    dry_run: bool,
-    console: Console,
-) -> None:
-    rows = rows_of(reason.task, reason.splits)
-    instructions = read_instructions(reason.prompts, reason.task)
-    renderer = Renderer(instructions, tokenizer, reason.prompts.max_length)
-    store = ReasoningStore(reason.reasoning.store)
-    price = bill(reason.task, rows, renderer, backend, store, reason.options)
-    first = renderer.reasoning_prompt(rows[0])
-    console.print(first.prefix_text + first.own_text, markup=False, highlight=False)
-    console.print(
-        f"{price.requests:,} requests of {price.wanted:,} are not stored in set {price.set_key}: "
-        f"{price.prompt_tokens:,} prompt tokens "
-        f"(counted by {tokenizer.source}), at most {price.completion_tokens_at_most:,} answer tokens",
-        highlight=False,
-    )
-    for row in price.unrendered:
-        console.print(f"row {row.row_id} cannot be asked: {row.reason}", markup=False)
-    if isinstance(backend, NativeBackend):
-        unasked = {row.row_id for row in price.unrendered}
-        asked = [row for row in rows if str(row[reason.task.id_field]) not in unasked]
-        backend.expect([renderer.reasoning_prompt(row) for row in asked])
-    if dry_run:
-        return
-    summary = generate(
-        reason.task, rows, renderer, backend, store, reason.options,
-        quarantine=workdir / "quarantine.jsonl", console=console if console.is_terminal else None,
-    )  # fmt: skip
-    console.print(
-        f"set {summary.set_key}: {summary.written:,} written, {summary.before:,} were there, "
-        f"{len(summary.quarantined):,} in quarantine, {summary.without_answer:,} without an answer, "
-        f"{summary.cut_short:,} cut short, {summary.prompt_tokens:,} + {summary.completion_tokens:,} tokens, "
-        f"{summary.seconds:.1f} s",
-        highlight=False,
-    )
-    if summary.interrupted:
-        raise Interrupted(summary.before + summary.written, summary.wanted)

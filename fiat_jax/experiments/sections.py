@@ -5,6 +5,7 @@ import pprint
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fiat_jax.experiments.on_ray import RayOptions
 from fiat_jax.experiments.prompt import PromptLook
 from fiat_jax.experiments.reason import Import, Reason
 from fiat_jax.experiments.spec import Data, Experiment, Mixture, Prompts, Reasoning, Run
@@ -37,6 +38,7 @@ SECTIONS: dict[str, type] = {
     "Endpoint": Endpoint,
     "Native": Native,
     "Generate": GenerateOptions,
+    "Ray": RayOptions,
     "PromptLook": PromptLook,
     "Serve": Serve,
 }
@@ -45,9 +47,10 @@ TEXT_WIDTH = 110
 OF_A_PART = (Task, Prompts, Reasoning, Data)  # what each part of a mixture has for itself
 
 
-def as_gin(*built: Any) -> str:
+def as_gin(*built: Any, scope: str = "") -> str:
     """Return every field of sections, and of the sections within, as a file that --gin_file reads back."""
-    return "\n\n".join(_block(section) for one in built for section in _within(one)) + "\n"
+    prefix = f"{scope}/" if scope else ""
+    return "\n\n".join(_block(section, prefix) for one in built for section in _within(one)) + "\n"
 
 
 def mixture_as_gin(mixture: Mixture, parts: Mapping[str, Run]) -> str:
@@ -90,6 +93,7 @@ __all__ = [
     "Native",
     "PromptLook",
     "Prompts",
+    "RayOptions",
     "Reason",
     "Reasoning",
     "Run",

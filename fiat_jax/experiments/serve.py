@@ -39,7 +39,7 @@ from fiat_jax.serving.run import run
 from fiat_jax.serving.service import Served
 from fiat_jax.serving.text import TextModel
 from fiat_jax.sharding import MeshConfig, axis_size
-from fiat_jax.store import Provenance, sampling_seed
+from fiat_jax.store import sampling_seed
 from fiat_jax.tasks.task import input_row, row_key
 
 FUSED = "fiat"
@@ -50,8 +50,8 @@ LONGEST = 2048  # tokens of a request where Serve.max_length says nothing
 class Asked:
     """What `fiat serve` is asked: bundles by the names of their pairs, and where θ_β and θ_τ are.
 
-    θ_β: weights, or an endpoint; neither: only θ_τ is served. `tau`: an endpoint that has θ_τ with the bundle's
-    adapter, in place of the weights.
+    θ_β: weights, or an endpoint; neither: what the reasoning of training was asked of. `tau`: an endpoint that has θ_τ
+    with the bundle's adapter, in place of the weights.
     """
 
     serve: Serve
@@ -60,6 +60,19 @@ class Asked:
     endpoint: Endpoint | None
     tau: Endpoint | None
     mesh: MeshConfig
+
+
+def with_large_model(asked: Asked) -> Asked:
+    """Return the same with θ_β from where the first bundle's reasoning was asked of it, if nothing else is said."""
+    abouts = [bundle.asked for bundle in asked.bundles.values() if bundle.asked]
+    if asked.native or asked.endpoint or not abouts:
+        return asked
+    about = {name: value for name, value in abouts[0].items() if name not in ("kind", "dropped")}
+    if abouts[0]["kind"] == "native":
+        return dataclasses.replace(asked, native=Native(**about))
+    extra = next(bundle for bundle in asked.bundles.values() if bundle.asked).provenance
+    more = {} if extra is None else {"extra": extra.model.get("extra", {})}
+    return dataclasses.replace(asked, endpoint=Endpoint(**about, **more))
 
 
 def named_bundles(given: Sequence[str], read: Callable[[str], Bundle]) -> dict[str, Bundle]:
@@ -79,6 +92,7 @@ def serve(asked: Asked, console: Console) -> None:
     """Serve until a signal comes; see `serving.run`. Of several processes the first listens, the others compute."""
     if not asked.bundles and asked.native is None:
         raise UserError("nothing to serve: give --bundle DIR, or the weights of a model with --gin.Native.path=DIR")
+    asked = with_large_model(asked)
     _log_requests()
     key = os.environ.get(asked.serve.key_variable)
     assembly = Assembly(asked, lambda text: console.print(text, highlight=False, markup=False))
@@ -120,7 +134,7 @@ class Assembly:
                     "--gin.Native.path=DIR (its weights), or --gin.Endpoint.url=URL --gin.Endpoint.model=NAME"
                 )
             renderer = self._renderers[name]
-            provenance = self._provenance(bundle)
+            provenance = bundle.provenance
             if renderer is None or provenance is None or provenance.source != "generated":
                 continue
             if provenance.prompt_hash != renderer.instructions.reasoning_hash:
@@ -160,13 +174,9 @@ class Assembly:
         instructions = load_instructions(bundle.prompts.file, rows_by_id(bundle.task))
         return Renderer(instructions, self._tokenizer or self._feeds[name].tokenizer, bundle.prompts.max_length)
 
-    def _provenance(self, bundle: Bundle) -> Provenance | None:
-        held = bundle.sets.get(bundle.reasoning.set)
-        return Provenance(**held) if held else None
-
     def _load_reasoner(self, gate: Gate, models: dict[str, Served]) -> Reasoner | None:
         if self.asked.endpoint:
-            return RemoteReasoner(OpenAIBackend(self.asked.endpoint))
+            return RemoteReasoner(OpenAIBackend(self.asked.endpoint, self.slots))
         native = self.asked.native
         if native is None:
             return None
@@ -211,7 +221,7 @@ class Assembly:
     def _load_answerers(self, gate: Gate) -> dict[str, tuple[TextModel | None, Any]]:
         """Return by pair the name under which θ_τ itself is served, and what answers; bundles of one base share it."""
         if self.asked.tau:
-            return {name: (None, RemoteText(self.asked.tau)) for name in self.asked.bundles}
+            return {name: (None, RemoteText(self.asked.tau, self.slots)) for name in self.asked.bundles}
         found: dict[str, tuple[TextModel | None, Any]] = {}
         loaded: dict[Any, Worker] = {}
         for name, bundle in self.asked.bundles.items():

@@ -28,15 +28,21 @@ class Prompts:
 
 @dataclasses.dataclass(frozen=True)
 class Reasoning:
-    """Where θ_β's reasoning lies.
+    """Where θ_β's reasoning lies, and which of it is read.
 
     Args:
         store: the store's path.
         set: the key of the set to join, or its beginning; empty: the only one there is.
+        vote: of several samples of a row, read the first one that has the answer of most; else the first.
+        only_agreeing: train only on rows where θ_β's answer is the label. Rows that select or report all stay.
+        partial: train on the rows that have reasoning by now. Rows that are reported must have it all the same.
     """
 
     store: str = "reasoning_store"
     set: str = ""
+    vote: bool = False
+    only_agreeing: bool = False
+    partial: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,24 +1,43 @@
 """What θ_β is to the generator: something that completes a prompt and says who it is."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from fiat_jax.prompts.render import ReasoningPrompt
+
+# why a request got no usable answer
+REFUSED = "refused"  # by the model, or by a content filter
+HIDDEN = "hidden"  # reasoning was written, and paid for, but is not shown
+FAILED = "failed"
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What θ_β wrote, without the prompt; `served_by` is what an endpoint says it answered with."""
+    """What θ_β wrote, without the prompt; `served_by` is what an endpoint says it answered with.
+
+    `cached_tokens` are those of the prompt that the endpoint had read before, `hidden_tokens` those of reasoning that
+    it wrote and does not show; `left_out` are options that the request was made without, as the endpoint takes none.
+    """
 
     text: str
     finish_reason: str
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     served_by: str | None = None
+    cached_tokens: int | None = None
+    hidden_tokens: int | None = None
+    left_out: tuple[str, ...] = ()
 
 
 class Refused(Exception):
-    """This prompt will get no answer, however often it is asked; other rows may."""
+    """This prompt will get no answer, however often it is asked; other rows may.
+
+    `bucket` is one of the kinds above; `completion` is what came and is paid for all the same.
+    """
+
+    def __init__(self, message: str, bucket: str = FAILED, completion: Completion | None = None):
+        super().__init__(message)
+        self.bucket, self.completion = bucket, completion
 
 
 class Unavailable(Exception):
@@ -26,10 +45,19 @@ class Unavailable(Exception):
 
 
 class Backend(Protocol):
-    """θ_β. `complete` is called many times at once within one event loop, `identity` outside of any."""
+    """θ_β. `complete` is called many times at once within one event loop, `identity` outside of any.
+
+    `first_alone` says that the others wait for the first request: it finds out something for all.
+    """
+
+    first_alone: bool
 
     def identity(self) -> dict[str, object]:
         """What names the model in the store: a weights fingerprint, or name, revision and what the endpoint reports."""
+        ...
+
+    def about(self) -> dict[str, Any]:
+        """Where and how it is asked, for who would ask it again; never a key."""
         ...
 
     async def complete(self, prompt: ReasoningPrompt, *, seed: int | None, sample: int) -> Completion:

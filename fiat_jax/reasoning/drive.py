@@ -4,70 +4,83 @@ import asyncio
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fiat_jax.errors import UserError
 from fiat_jax.prompts.render import Renderer
-from fiat_jax.reasoning.backend import Backend, Completion, Refused, Unavailable
+from fiat_jax.reasoning.backend import FAILED, Backend, Refused, Unavailable
+from fiat_jax.reasoning.cost import Prices, Purse, money
 from fiat_jax.reasoning.progress import Meter
-from fiat_jax.store import Provenance, Record, SetWriter, sampling_seed
-from fiat_jax.tasks.task import Row
+from fiat_jax.reasoning.wanted import Plan, Quarantined, Wanted, seed_of, to_record
+from fiat_jax.store import Record, SetWriter
+
+ENOUGH_TO_JUDGE = 20  # requests that have ended, before their failures may end the run
+WAITING = 4  # answers for each request at a time that may be asked for and not be on disk
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """`concurrency` requests at a time; `failures_in_a_row` requests that fail one after another end the run."""
+    """How a run asks.
+
+    Args:
+        samples: completions a row.
+        concurrency: requests at a time, at most.
+        max_failures: the share of the requests that have ended which may have failed; more end the run, 1 never does.
+        max_cost: money; no request is begun that might pass it.
+        grace_seconds: what requests under way are given after a signal.
+    """
 
     samples: int = 1
     concurrency: int = 16
-    failures_in_a_row: int = 20
+    max_failures: float = 0.5
+    max_cost: float | None = None
     grace_seconds: float = 30.0
 
     def __post_init__(self):
-        for name in ("samples", "concurrency", "failures_in_a_row"):
+        for name in ("samples", "concurrency"):
             if getattr(self, name) < 1:
-                raise UserError(f"GenerateOptions.{name} is {getattr(self, name)}; expected 1 or more")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A request: the row, its content hash, which sample of it, and its id for people."""
-
-    key: str
-    sample: int
-    row: Row
-    row_id: str
-
-
-@dataclass(frozen=True)
-class Quarantined:
-    """A request that got no usable answer, and why."""
-
-    row_id: str
-    sample: int
-    reason: str
+                raise UserError(f"Generate.{name} is {getattr(self, name)}; expected 1 or more")
+        if not 0 <= self.max_failures <= 1:
+            raise UserError(f"Generate.max_failures is {self.max_failures}; expected a share from 0 to 1")
+        if self.max_cost is not None and self.max_cost <= 0:
+            raise UserError(f"Generate.max_cost is {self.max_cost}; expected money, or None for no limit")
 
 
 class Drive:
-    """Runs the requests once; `written`, `quarantined` and `interrupted` say what came of them, also after an error."""
+    """Runs the requests once; `written`, `quarantined` and `interrupted` say what came of them, also after an error.
+
+    `written` has figures of the new records, `stopped_by` says in words what interrupted it where that was no signal.
+    """
 
     def __init__(
         self,
-        wanted: Sequence[Wanted],
+        plan: Plan,
         renderer: Renderer,
         backend: Backend,
         writer: SetWriter,
-        provenance: Provenance,
         options: GenerateOptions,
         meter: Meter,
+        prices: Prices | None = None,
     ):
-        self._wanted, self._renderer, self._backend, self._writer = wanted, renderer, backend, writer
-        self._provenance, self._options, self._meter = provenance, options, meter
-        self._failures = 0
-        self.written: list[Record] = []
+        self._wanted, self._provenance = plan.missing, plan.provenance
+        self._renderer, self._backend, self._writer = renderer, backend, writer
+        self._options, self._meter = options, meter
+        self._purse, self._stop = Purse(prices, options.max_cost), asyncio.Event()
+        self._room = asyncio.Semaphore(WAITING * options.concurrency)  # where the disk is slower than the endpoint
+        self._first = asyncio.Event()
+        if not backend.first_alone:
+            self._first.set()
+        self._answered = self._failed = 0
+        self.written: Counter[str] = Counter()
         self.quarantined: list[Quarantined] = []
-        self.interrupted = False
+        self.interrupted, self.stopped_by = False, ""
+
+    @property
+    def spent(self) -> float:
+        """What was paid, 0 without prices."""
+        return self._purse.spent
 
     def run(self) -> None:
         """Block until every request ended, a signal came, or no request can succeed (UserError)."""
@@ -75,9 +88,9 @@ class Drive:
             asyncio.run(self._run())
 
     async def _run(self) -> None:
-        work, answers, stop = iter(self._wanted), asyncio.Queue[Record | None](), asyncio.Event()
+        work, answers, stop = iter(self._wanted), asyncio.Queue[Record | None](), self._stop
         count = min(self._options.concurrency, len(self._wanted))
-        workers = [asyncio.create_task(self._work(work, answers, stop)) for _ in range(count)]
+        workers = [asyncio.create_task(self._work(work, answers)) for _ in range(count)]
         everyone = asyncio.gather(*workers)
         recorder = asyncio.create_task(self._record(answers))
         stopped = asyncio.create_task(stop.wait())
@@ -93,58 +106,69 @@ class Drive:
             answers.put_nowait(None)  # after the last answer
             results += await asyncio.gather(recorder, return_exceptions=True)
             await self._backend.close()
-        ended = len(self.written) + len(self.quarantined)
+        ended = self.written["records"] + len(self.quarantined)
         self.interrupted = stop.is_set() and ended < len(self._wanted)
         for result in results:
             if isinstance(result, Exception):
                 raise result
 
-    async def _work(self, work: Iterator[Wanted], answers: "asyncio.Queue[Record | None]", stop: asyncio.Event) -> None:
+    async def _work(self, work: Iterator[Wanted], answers: "asyncio.Queue[Record | None]") -> None:
         for want in work:
-            if stop.is_set():
+            if want is not self._wanted[0]:
+                await self._first.wait()
+            await self._room.acquire()
+            if self._stop.is_set():
                 return
             record = await self._ask(want)
+            self._first.set()
             if record is not None:
                 answers.put_nowait(record)
+            else:
+                self._room.release()
 
     async def _ask(self, want: Wanted) -> Record | None:
         try:
             prompt = self._renderer.reasoning_prompt(want.row)
         except UserError as error:
             return self._quarantine(want, str(error))
-        seed = self._seed(want)
-        try:
-            completion = await self._backend.complete(prompt, seed=seed, sample=want.sample)
-            if not completion.text.strip():
-                raise Refused(f"the completion is empty (finish reason {completion.finish_reason})")
-        except (Refused, Unavailable) as error:
-            self._failures += 1
-            self._quarantine(want, str(error))
-            if self._failures >= self._options.failures_in_a_row:
-                raise UserError(
-                    f"{self._failures} requests failed one after another, the last because of: {error}. "
-                    "What was answered is stored; mend the cause and run the same command again"
-                ) from None
+        counted = len(prompt.prefix_ids) + len(prompt.own_ids)
+        worst = self._purse.worst(counted, int(prompt.decoding.get("max_tokens", 0)))
+        if not await self._purse.reserve(worst):
+            return self._stop_for_money(worst)
+        if self._stop.is_set():  # while money was waited for
+            self._purse.settle(worst, counted, None)
             return None
-        self._failures = 0
-        return self._to_record(want, completion, seed)
+        paid, seed = None, seed_of(want, self._provenance)
+        try:
+            paid = await self._backend.complete(prompt, seed=seed, sample=want.sample)
+            record = to_record(want, paid, self._provenance, self._renderer.instructions)
+        except Refused as error:
+            paid = error.completion
+            return self._fail(want, str(error), error.bucket)
+        except Unavailable as error:
+            return self._fail(want, str(error), FAILED)
+        finally:
+            self._meter.spend(self._purse.settle(worst, counted, paid))
+        self._answered += 1
+        return record
 
-    def _to_record(self, want: Wanted, completion: Completion, seed: int | None) -> Record:
-        found = self._renderer.instructions.extract(completion.text)
-        return Record(
-            set=self._provenance.set_key,
-            row=want.key,
-            sample=want.sample,
-            row_id=want.row_id,
-            text=completion.text,
-            rationale=found.rationale,
-            answer=found.answer,
-            finish_reason=completion.finish_reason,
-            prompt_tokens=completion.prompt_tokens,
-            completion_tokens=completion.completion_tokens,
-            seed=seed,
-            served_by=completion.served_by,
+    def _fail(self, want: Wanted, reason: str, bucket: str) -> None:
+        self._quarantine(want, reason, bucket)
+        self._failed += 1
+        ended = self._failed + self._answered
+        if ended >= ENOUGH_TO_JUDGE and self._failed > self._options.max_failures * ended:
+            raise UserError(
+                f"{self._failed} of {ended} requests failed, where Generate.max_failures is a share of "
+                f"{self._options.max_failures:g}; the last because of: {reason}. "
+                "What was answered is stored; mend the cause and run the same command again"
+            ) from None
+
+    def _stop_for_money(self, worst: float) -> None:
+        self.stopped_by = (
+            f"{money(self.spent)} are spent, and the next request may cost {money(worst)}: more than "
+            f"Generate.max_cost, {money(self._options.max_cost or 0)}; raise it"
         )
+        self._stop.set()
 
     async def _record(self, answers: "asyncio.Queue[Record | None]") -> None:
         while True:
@@ -153,20 +177,28 @@ class Drive:
                 batch.append(answers.get_nowait())
             records = [record for record in batch if record is not None]
             await asyncio.to_thread(self._writer.append, *records)  # one fsync for all that came during the last one
-            self.written += records
+            for record in records:  # which themselves are not held: texts of many rows are long
+                self.written.update(_figures(record))
+                self._room.release()
             self._meter.advance(len(records), sum(record.completion_tokens or 0 for record in records))
             if None in batch:
                 return
 
-    def _quarantine(self, want: Wanted, reason: str) -> None:
-        self.quarantined.append(Quarantined(want.row_id, want.sample, reason))
+    def _quarantine(self, want: Wanted, reason: str, bucket: str = FAILED) -> None:
+        self.quarantined.append(Quarantined(want.row_id, want.sample, reason, bucket))
         self._meter.advance(1, failed=1)
 
-    def _seed(self, want: Wanted) -> int | None:
-        """A seed from the record's key, so that a row's sample is the same in every order; None for greedy decoding."""
-        if not self._provenance.decoding.get("temperature"):
-            return None
-        return sampling_seed(self._provenance.set_key, want.key, want.sample)
+
+def _figures(record: Record) -> dict[str, int]:
+    return {
+        "records": 1,
+        "without_answer": record.answer is None,
+        "cut_short": record.finish_reason == "length",
+        "with_hidden": bool(record.hidden_tokens),
+        "prompt_tokens": record.prompt_tokens or 0,
+        "cached_tokens": record.cached_tokens or 0,
+        "completion_tokens": record.completion_tokens or 0,
+    }
 
 
 @contextlib.contextmanager

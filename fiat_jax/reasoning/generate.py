@@ -4,30 +4,35 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from fiat_jax.errors import UserError
-from fiat_jax.prompts.instructions import Instructions
 from fiat_jax.prompts.render import Renderer
 from fiat_jax.reasoning.backend import Backend
-from fiat_jax.reasoning.drive import Drive, GenerateOptions, Quarantined, Wanted
+from fiat_jax.reasoning.cost import Prices
+from fiat_jax.reasoning.drive import Drive, GenerateOptions
 from fiat_jax.reasoning.progress import Meter
+from fiat_jax.reasoning.wanted import Quarantined, make_plan, provenance_of
 from fiat_jax.store import Provenance, ReasoningStore
-from fiat_jax.tasks.task import Row, Task, row_key
+from fiat_jax.tasks.task import Row, Task
 
 logger = logging.getLogger(__name__)
+FIGURES = ("without_answer", "cut_short", "with_hidden", "prompt_tokens", "cached_tokens", "completion_tokens")
 
 
 @dataclass(frozen=True)
 class Summary:
     """What one run did. `wanted` counts requests, `before` those already stored, `written` the new ones.
 
-    `changes` says where the model's identity changed, within the set or during the run; `interrupted` that a signal
-    ended the run early, so that the same command goes on from here.
+    Of those written, `without_answer` lack one that could be extracted, `cut_short` ended at max_tokens, and of
+    `with_hidden` the endpoint showed but a part; `quarantined` got nothing usable, for reasons of several buckets.
+    `cost` is None without prices; `dropped` are options that the endpoint did not take. `changes` says where the
+    model's identity changed, within the set or during the run; `interrupted` that a signal or the money ended the run
+    early, so that the same command goes on from here, and `stopped_by` what other than a signal did.
     """
 
     set_key: str
@@ -37,40 +42,42 @@ class Summary:
     quarantined: tuple[Quarantined, ...]
     without_answer: int
     cut_short: int
+    with_hidden: int
     prompt_tokens: int
+    cached_tokens: int
     completion_tokens: int
+    cost: float | None
+    dropped: tuple[str, ...]
     changes: tuple[str, ...]
     interrupted: bool
+    stopped_by: str
     seconds: float
+
+    def in_bucket(self, bucket: str) -> int:
+        """Return how many of the quarantined are there for this kind of reason."""
+        return sum(entry.bucket == bucket for entry in self.quarantined)
 
 
 @dataclass(frozen=True)
 class Bill:
-    """What a run would ask for: requests, tokens of their prompts, and the most tokens that they may be answered with.
+    """What a run would ask for: rows, tokens of their prompts, and the most tokens that they may be answered with.
 
-    `unrendered` are the rows whose prompt cannot be made, with the reason.
+    `asked` has a row once for each of its samples; `cost_at_most` is None without prices; `unrendered` are the rows
+    whose prompt cannot be made, with the reason.
     """
 
     set_key: str
     wanted: int
-    requests: int
+    asked: tuple[Row, ...]
     prompt_tokens: int
     completion_tokens_at_most: int
+    cost_at_most: float | None
     unrendered: tuple[Quarantined, ...]
 
-
-def provenance_of(task: Task, instructions: Instructions, identity: Mapping[str, object]) -> Provenance:
-    """What a set generated with these instructions by this model is made from."""
-    side = instructions.reasoning
-    exemplars = [exemplar for exemplars in side.exemplars.sets.values() for exemplar in exemplars]
-    shown = [exemplar.row for exemplar in exemplars if exemplar.row is not None]
-    return Provenance(
-        model=identity,
-        prompt_hash=instructions.reasoning_hash,
-        decoding=side.decoding,
-        exemplar_ids=tuple(instructions.exemplar_ids),
-        exemplar_rows=tuple(row_key(task, row) for row in shown if all(name in row for name in task.fields)),
-    )
+    @property
+    def requests(self) -> int:
+        """How many requests that are."""
+        return len(self.asked)
 
 
 def generate(
@@ -81,6 +88,7 @@ def generate(
     store: ReasoningStore,
     options: GenerateOptions | None = None,
     *,
+    prices: Prices | None = None,
     quarantine: Path | None = None,
     console: Console | None = None,
 ) -> Summary:
@@ -91,17 +99,24 @@ def generate(
     second one drops them. Raises UserError where no row can succeed; what was answered is kept.
     """
     options = options or GenerateOptions()
+    if options.max_cost is not None and prices is None:
+        raise UserError("Generate.max_cost needs prices: set Endpoint.price_in and Endpoint.price_out")
     provenance = provenance_of(task, renderer.instructions, backend.identity())
-    _check_samples(options, provenance)
-    wanted, missing = _missing(task, rows, store, provenance, options)
+    plan = make_plan(task, rows, store, provenance, options.samples)
+    missing = plan.missing
     changes = _other_reports(store, provenance)
     began = time.monotonic()
     with store.open_set(provenance) as writer, Meter(len(missing), console) as meter:
-        drive = Drive(missing, renderer, backend, writer, provenance, options, meter)
+        drive = Drive(plan, renderer, backend, writer, options, meter, prices)
+        noted = backend.about() if missing else {}
+        if missing:
+            store.note_backend(provenance.set_key, noted)
         try:
             drive.run()
         finally:
-            _write_quarantine(quarantine, drive.quarantined)
+            write_quarantine(quarantine, drive.quarantined)
+            if missing and backend.about() != noted:  # by now it is known what the endpoint does not take
+                store.note_backend(provenance.set_key, backend.about())
     if not drive.interrupted and missing:
         changes += _identity_change(backend, provenance)
     changes += _served_by_several(store, provenance)
@@ -110,16 +125,16 @@ def generate(
     written = drive.written
     return Summary(
         set_key=provenance.set_key,
-        wanted=wanted,
-        before=wanted - len(missing),
-        written=len(written),
+        wanted=plan.wanted,
+        before=plan.wanted - len(missing),
+        written=written["records"],
         quarantined=tuple(drive.quarantined),
-        without_answer=sum(record.answer is None for record in written),
-        cut_short=sum(record.finish_reason == "length" for record in written),
-        prompt_tokens=sum(record.prompt_tokens or 0 for record in written),
-        completion_tokens=sum(record.completion_tokens or 0 for record in written),
+        **{name: written[name] for name in FIGURES},
+        cost=None if prices is None else drive.spent,
+        dropped=tuple(backend.about().get("dropped", ())),
         changes=tuple(changes),
         interrupted=drive.interrupted,
+        stopped_by=drive.stopped_by,
         seconds=time.monotonic() - began,
     )
 
@@ -131,40 +146,23 @@ def bill(
     backend: Backend,
     store: ReasoningStore,
     options: GenerateOptions | None = None,
+    prices: Prices | None = None,
 ) -> Bill:
     """Count what `generate` would ask for, without asking θ_β for anything but its identity."""
     options = options or GenerateOptions()
     provenance = provenance_of(task, renderer.instructions, backend.identity())
-    _check_samples(options, provenance)
-    wanted, missing = _missing(task, rows, store, provenance, options)
-    tokens, unrendered = 0, []
-    for want in missing:
+    plan = make_plan(task, rows, store, provenance, options.samples)
+    tokens, asked, unrendered = 0, [], []
+    for want in plan.missing:
         try:
             prompt = renderer.reasoning_prompt(want.row)
             tokens += len(prompt.prefix_ids) + len(prompt.own_ids)
+            asked.append(want.row)
         except UserError as error:
             unrendered.append(Quarantined(want.row_id, want.sample, str(error)))
-    requests = len(missing) - len(unrendered)
-    at_most = requests * int(str(provenance.decoding.get("max_tokens", 0)))
-    return Bill(provenance.set_key, wanted, requests, tokens, at_most, tuple(unrendered))
-
-
-def _check_samples(options: GenerateOptions, provenance: Provenance) -> None:
-    if options.samples > 1 and not provenance.decoding.get("temperature"):
-        raise UserError(
-            f"{options.samples} samples of a row are all the same at temperature 0; set decoding.temperature"
-        )
-
-
-def _missing(
-    task: Task, rows: Sequence[Row], store: ReasoningStore, provenance: Provenance, options: GenerateOptions
-) -> tuple[int, list[Wanted]]:
-    by_key = {}
-    for row in rows:
-        by_key.setdefault(row_key(task, row), row)
-    keys = store.missing(provenance.set_key, list(by_key), options.samples)
-    wanted = [Wanted(key, sample, by_key[key], str(by_key[key][task.id_field])) for key, sample in keys]
-    return len(by_key) * options.samples, wanted
+    at_most = len(asked) * int(str(provenance.decoding.get("max_tokens", 0)))
+    cost = None if prices is None else prices.of(tokens, at_most)
+    return Bill(provenance.set_key, plan.wanted, tuple(asked), tokens, at_most, cost, tuple(unrendered))
 
 
 def _identity_change(backend: Backend, provenance: Provenance) -> list[str]:
@@ -179,7 +177,7 @@ def _identity_change(backend: Backend, provenance: Provenance) -> list[str]:
 
 
 def _served_by_several(store: ReasoningStore, provenance: Provenance) -> list[str]:
-    served = Counter(record.served_by for record in store.lookup(provenance.set_key).values() if record.served_by)
+    served = Counter(record.served_by for record in store.records(provenance.set_key) if record.served_by)
     if len(served) < 2:
         return []
     counts = ", ".join(f"{name} ({count} records)" for name, count in served.most_common())
@@ -202,13 +200,17 @@ def _other_reports(store: ReasoningStore, provenance: Provenance) -> list[str]:
     ]
 
 
-def _write_quarantine(path: Path | None, quarantined: Sequence[Quarantined]) -> None:
+def write_quarantine(path: Path | None, quarantined: Sequence[Quarantined]) -> None:
+    """Write what got no usable answer; without any, remove the file that an earlier run left."""
     if path is None:
         return
     if not quarantined:
         path.unlink(missing_ok=True)  # of an earlier run, whose rows have since been answered
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    entries = [{"id": entry.row_id, "sample": entry.sample, "reason": entry.reason} for entry in quarantined]
+    entries = [
+        {"id": entry.row_id, "sample": entry.sample, "bucket": entry.bucket, "reason": entry.reason}
+        for entry in quarantined
+    ]
     lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
     path.write_text("".join(f"{line}\n" for line in lines), "utf-8", errors="backslashreplace")

@@ -11,6 +11,7 @@ import tenacity
 
 from fiat_jax.errors import UserError
 from fiat_jax.reasoning.backend import Refused, Unavailable
+from fiat_jax.reasoning.pace import Pace
 
 LONGEST_BACKOFF_SECONDS = 60.0
 
@@ -19,15 +20,36 @@ class NotFound(UserError):
     """The endpoint has no such path, or no such model."""
 
 
+class BadRequest(Refused):
+    """The endpoint understood the request and does not take it; `error` is what it says, where that is JSON."""
+
+    def __init__(self, message: str, error: dict):
+        super().__init__(message)
+        self.error = error
+
+
 class _TransientError(Exception):
-    """Worth another attempt."""
+    """Worth another attempt; `overload`: the endpoint has too much to do."""
+
+    def __init__(self, message: str, overload: bool = False):
+        super().__init__(message)
+        self.overload = overload
 
 
 class JsonClient:
-    """Sends requests to one endpoint; a `Retry-After` of any answer holds all of its requests back."""
+    """Sends requests to one endpoint; a `Retry-After` of any answer holds all of its requests back.
+
+    `pace` bounds how many are under way at a time.
+    """
 
     def __init__(
-        self, url: str, key: str | None, key_variable: str, timeout_seconds: float, longest_wait_seconds: float
+        self,
+        url: str,
+        key: str | None,
+        key_variable: str,
+        timeout_seconds: float,
+        longest_wait_seconds: float,
+        pace: Pace,
     ):
         try:
             parsed = httpx.URL(url)
@@ -39,6 +61,7 @@ class JsonClient:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._key_variable = key_variable
         self._timeout, self._longest_wait = timeout_seconds, longest_wait_seconds
+        self._pace = pace
         self._client: httpx.AsyncClient | None = None
         self._resume_at = 0.0
 
@@ -62,26 +85,34 @@ class JsonClient:
             await client.aclose()
 
     async def _attempt(self, method: str, path: str, body: dict | None) -> dict:
-        await self._wait_until_resumed()
-        if (
-            self._client is None
-        ):  # made here because it belongs to the running loop; the generator bounds its connections
+        begun = await self._pace.begin()
+        try:
+            await self._wait_until_resumed()
+            answer = await self._send(method, path, body)
+        except _TransientError as error:
+            if error.overload:
+                self._pace.overloaded(begun)
+            raise
+        finally:
+            self._pace.end()
+        self._pace.succeeded()
+        return answer
+
+    async def _send(self, method: str, path: str, body: dict | None) -> dict:
+        if self._client is None:  # made here because it belongs to the running loop; `pace` bounds its connections
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
             self._client = httpx.AsyncClient(headers=self._headers, limits=limits, timeout=self._timeout)
         try:
             async with asyncio.timeout(self._timeout):  # httpx's own limits restart with every byte
                 response = await self._client.request(method, self.url + path, json=body)
         except (TimeoutError, httpx.TimeoutException):
-            raise _TransientError(f"no answer within {self._timeout:g} s") from None
+            raise _TransientError(f"no answer within {self._timeout:g} s", overload=True) from None
         except httpx.TransportError as error:
             raise _TransientError(f"{type(error).__name__}: {error}") from None
         if response.status_code != 200:
             self._raise_for(response)
-        try:
-            answer = response.json()
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            answer = None
-        if not isinstance(answer, dict):
+        answer = _json_object(response)
+        if answer is None:
             raise _TransientError(f"an answer that is no JSON object: {response.text[:200]!r}")
         return answer
 
@@ -95,10 +126,12 @@ class JsonClient:
             raise NotFound(f"{response.url} says {message}")
         if status in (408, 425, 429) or status >= 500:
             self._hold_back(response.headers.get("Retry-After"), message)
-            raise _TransientError(message)
+            raise _TransientError(message, overload=status in (429, 503))
         if status < 400:
             location = response.headers.get("Location")
             raise UserError(f"{self.url} answers {status}, location {location}; set the URL to it")
+        if status in (400, 422):
+            raise BadRequest(message, _json_object(response) or {})
         raise Refused(message)
 
     def _hold_back(self, retry_after: str | None, message: str) -> None:
@@ -128,6 +161,14 @@ def _seconds(retry_after: str | None) -> float:
         return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
     except ValueError:
         return 0.0  # neither: the back-off of the next attempt is all there is to go by
+
+
+def _json_object(response: httpx.Response) -> dict | None:
+    try:
+        found = response.json()
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _message(response: httpx.Response) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fiat_jax.errors import UserError
 from fiat_jax.inference.config import EngineConfig
@@ -62,6 +63,8 @@ class NativeBackend:
         self._worker: Worker | None = None
         self._prefixes: dict[tuple[int, ...], Future[str]] = {}
 
+    first_alone = False
+
     @property
     def concurrency(self) -> int:
         """How many requests keep all slots busy: those in them, and as many that wait."""
@@ -71,6 +74,10 @@ class NativeBackend:
         """The weights' fingerprint, a name for people, and the dtype that they are computed in."""
         name = self._native.name or Path(self._native.path).resolve().name
         return {"name": name, "fingerprint": self._checkpoint.files.fingerprint(), "dtype": self._native.dtype}
+
+    def about(self) -> dict[str, Any]:
+        """Return where the weights are."""
+        return {"kind": "native", "path": str(Path(self._native.path).resolve()), "dtype": self._native.dtype}
 
     def expect(self, prompts: Sequence[ReasoningPrompt]) -> None:
         """Choose the engine's shapes for the prompts that will come.

@@ -7,15 +7,17 @@ from datetime import timedelta
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fiat_jax.reasoning.cost import money
+
 logger = logging.getLogger(__name__)
 LOG_SECONDS = 15.0
 
 
 class Meter:
-    """Counts requests that ended; as a context manager it shows them with their rate and the time left."""
+    """Counts requests that ended; as a context manager it shows them with their rate, cost and time left."""
 
     def __init__(self, total: int, console: Console | None = None):
-        self._total, self._done, self._failed, self._tokens = total, 0, 0, 0
+        self._total, self._done, self._failed, self._tokens, self._spent = total, 0, 0, 0, 0.0
         self._began = self._logged = time.monotonic()
         console = console or Console(stderr=True)
         columns = (
@@ -36,6 +38,10 @@ class Meter:
         elif time.monotonic() - self._logged >= LOG_SECONDS:
             self._log()
 
+    def spend(self, amount: float) -> None:
+        """Add money; it is shown with what comes next."""
+        self._spent += amount
+
     def __enter__(self):
         if self._bar is not None:
             self._bar.start()
@@ -55,7 +61,8 @@ class Meter:
         seconds = max(time.monotonic() - self._began, 1e-9)
         tokens = f", {self._tokens / seconds:.0f} tokens/s" if self._tokens else ""
         failed = f", {self._failed} failed" if self._failed else ""
-        return f"{self._done / seconds:.1f} rows/s{tokens}{failed}"
+        spent = f", {money(self._spent)} spent" if self._spent else ""
+        return f"{self._done / seconds:.1f} rows/s{tokens}{failed}{spent}"
 
     def _time_left(self) -> str:
         if not self._done:

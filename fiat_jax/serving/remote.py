@@ -7,19 +7,23 @@ from fiat_jax.errors import UserError
 from fiat_jax.reasoning.backend import Refused, Unavailable
 from fiat_jax.reasoning.http import JsonClient
 from fiat_jax.reasoning.openai import Endpoint
+from fiat_jax.reasoning.pace import Pace
 from fiat_jax.serving.errors import ApiError
 from fiat_jax.serving.streams import Flow
 from fiat_jax.serving.text import Ask, Piece
 
 
 class RemoteText:
-    """θ_τ with its adapter as another server has it, say vLLM: it writes, and scores answers that are given."""
+    """θ_τ with its adapter as another server has it, say vLLM: it writes, and scores answers that are given.
 
-    def __init__(self, endpoint: Endpoint):
+    It gets so many requests at a time, fewer where it does not keep up.
+    """
+
+    def __init__(self, endpoint: Endpoint, requests: int):
         self._endpoint = endpoint
         key = os.environ.get(endpoint.key_variable)
         waits = endpoint.timeout_seconds, endpoint.longest_wait_seconds
-        self._client = JsonClient(endpoint.url, key, endpoint.key_variable, *waits)
+        self._client = JsonClient(endpoint.url, key, endpoint.key_variable, *waits, Pace(requests))
 
     def cached(self, ids: Sequence[int]) -> int:
         """Nothing is known of what the endpoint has read before."""

@@ -12,6 +12,7 @@ import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from fiat_jax.errors import UserError
 from fiat_jax.store.record import Record, encode_line
@@ -29,23 +30,32 @@ class LocalShelf:
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
 
-    def contents(self, set_key: str) -> Iterator[tuple[str, bytes]]:
-        """(name, bytes) of every journal, then of every part: a journal sealed meanwhile is then met as a part."""
+    def folders(self) -> list[str]:
+        """The names of all sets that hold records, also of those whose provenance is lost."""
+        return sorted({path.parent.parent.name for path in self.root.glob("*/*/*.jsonl")})
+
+    def contents(self, set_key: str) -> Iterator[tuple[str, BinaryIO]]:
+        """(name, open file) of every journal, then of every part: a journal sealed meanwhile is then met as a part."""
         for folder in ("journals", "parts"):
             for path in sorted((self.root / set_key / folder).glob("*.jsonl")):
-                with contextlib.suppress(FileNotFoundError):
-                    yield f"{set_key}/{folder}/{path.name}", path.read_bytes()
+                with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+                    yield f"{set_key}/{folder}/{path.name}", file
 
     def write_once(self, name: str, data: bytes) -> None:
+        if not (self.root / name).exists():
+            self.write(name, data)
+
+    def write(self, name: str, data: bytes) -> None:
         path = self.root / name
-        if path.exists():
-            return
         _make_directory(path.parent)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"{path}: cannot write ({error.strerror}); mend the disk and run again") from error
         os.replace(temporary, path)
         _sync_directory(path.parent)
 

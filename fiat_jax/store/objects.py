@@ -7,8 +7,10 @@ There is nothing to append to, so records wait in memory until a part is written
 
 import contextlib
 import hashlib
+import io
 import threading
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import fsspec
 import fsspec.core
@@ -18,6 +20,7 @@ from fiat_jax.store.record import Record, encode_line
 
 FLUSH_SECONDS = 5.0
 FLUSH_RECORDS = 2000
+READ_AT_ONCE = 16  # parts in memory
 
 
 class ObjectShelf:
@@ -35,15 +38,24 @@ class ObjectShelf:
     def read(self, name: str) -> bytes:
         return self._files.cat_file(f"{self._root}/{name}")
 
-    def contents(self, set_key: str) -> Iterator[tuple[str, bytes]]:
-        """(name, bytes) of every part."""
+    def folders(self) -> list[str]:
+        """The names of all sets that hold records, also of those whose provenance is lost."""
+        return sorted({path.split("/")[-3] for path in self._find(self._root) if path.endswith(".jsonl")})
+
+    def contents(self, set_key: str) -> Iterator[tuple[str, BinaryIO]]:
+        """(name, file) of every part."""
         paths = [path for path in self._find(f"{self._root}/{set_key}/parts") if path.endswith(".jsonl")]
-        for path, data in sorted((self._files.cat(paths) if paths else {}).items()):  # one call: reads them at once
-            yield f"{set_key}/parts/{path.split('/')[-1]}", data
+        for start in range(0, len(paths), READ_AT_ONCE):
+            some = self._files.cat(paths[start : start + READ_AT_ONCE])  # one call: reads them at once
+            for path, data in sorted(some.items()):
+                yield f"{set_key}/parts/{path.split('/')[-1]}", io.BytesIO(data)
 
     def write_once(self, name: str, data: bytes) -> None:
         with contextlib.suppress(FileExistsError):  # names stand for contents: what is there is the same
             self._files.pipe_file(f"{self._root}/{name}", data, mode="create")
+
+    def write(self, name: str, data: bytes) -> None:
+        self._files.pipe_file(f"{self._root}/{name}", data)
 
     def writer(self, set_key: str) -> "PartWriter":
         return PartWriter(self, set_key)

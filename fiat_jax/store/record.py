@@ -20,7 +20,8 @@ class Record:
 
     `text` is the raw completion (or the imported reasoning), `rationale` and `answer` what was extracted from it;
     `answer` is None where none was found. `row` is the hash of the row's input fields, `row_id` its name in the task.
-    `served_by` is what the endpoint said it answered with.
+    `served_by` is what the endpoint said it answered with, `cached_tokens` those of the prompt that it had read before,
+    `hidden_tokens` those of reasoning that it wrote and did not show.
     """
 
     set: str
@@ -35,6 +36,8 @@ class Record:
     completion_tokens: int | None = None
     seed: int | None = None
     served_by: str | None = None
+    cached_tokens: int | None = None
+    hidden_tokens: int | None = None
 
     @property
     def key(self) -> tuple[str, int]:

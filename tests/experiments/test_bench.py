@@ -1,14 +1,24 @@
 """What the cells of an experiment are given: nested rows, the same for every paradigm, and the ŷ_β that a name says."""
 
-import pytest
-from support.world import weather_rows, write_rows
+import dataclasses
 
+import pytest
+from support.world import IMPORT, weather_rows, write_rows
+
+from fiat_jax.config import Config
 from fiat_jax.errors import UserError
 from fiat_jax.experiments.bench import Cell
 from fiat_jax.experiments.paradigms import PARADIGMS
+from fiat_jax.experiments.sections import SECTIONS
+from fiat_jax.tasks.task import Task, read_rows
 
 NOTHING_CUT = ("--gin.Prompts.max_length=200",)
 TRAINED = [name for name, paradigm in PARADIGMS.items() if paradigm.trained]
+
+
+def task_of(world) -> Task:
+    task = Config(SECTIONS, [str(world.root / "weather.gin")]).build(Task)
+    return dataclasses.replace(task, splits={k: str(world.root / v) for k, v in task.splits.items()})
 
 
 def ids(rows) -> set[str]:
@@ -88,3 +98,48 @@ def test_the_shuffled_control_reads_another_row_s_reasoning_and_every_row_s_is_r
 def test_more_rows_than_there_are_is_refused(bench):
     with pytest.raises(UserError, match=r"sizes \[97\] exceed the 96 training rows there are; 0 means all"):
         bench("finetune", sizes=(48, 97))
+
+
+def test_filtering_by_the_label_touches_training_rows_alone(bench):
+    plain, filtered = bench("fiat"), bench("fiat", settings=["--gin.Reasoning.only_agreeing=True"])
+    cell = Cell(PARADIGMS["fiat"], len(plain.train_rows), 0)
+    (kept, held), (fewer, held_all) = plain.split(cell), filtered.split(cell)
+    assert ids(fewer) == {row["id"] for row in kept if row["large_answer"] == row["answer"]} < ids(kept)
+    assert ids(held_all) == ids(held)
+    assert any(row["large_answer"] != row["answer"] for row in held_all)
+    assert filtered.report_rows == plain.report_rows
+    assert any(row["large_answer"] != row["answer"] for row in filtered.report_rows)
+    assert filtered.identity(cell) != plain.identity(cell)
+
+
+@pytest.fixture
+def half_asked(project, tmp_path):
+    """A store with the reasoning of half of the training rows and of `splits` whole, by name of split."""
+
+    def make(*splits):
+        rows = {name: read_rows(task_of(project), name) for name in ("train", "validation")}
+        asked = [*rows["train"][::2], *(row for name in splits for row in rows[name])]
+        file, store = write_rows(tmp_path / "half.jsonl", [dict(row) for row in asked]), tmp_path / "half"
+        arguments = (f"--gin.Reasoning.store={store}", f"--gin.Import.splits={('train', *splits)}")
+        done = project.main("reason", f"--import={file}", "--gin_file=weather.gin", *IMPORT, *arguments)
+        assert done == 0
+        return f"--gin.Reasoning.store={store}"
+
+    return make
+
+
+def test_training_may_begin_on_the_rows_that_have_reasoning_and_says_how_many_lack_it(bench, half_asked, caplog):
+    store = half_asked("validation")
+    with pytest.raises(UserError, match="no reasoning for 48 of 108 rows"):
+        bench("fiat", settings=[store])
+    made = bench("fiat", settings=[store, "--gin.Reasoning.partial=True"])
+    assert (len(made.train_rows), len(made.report_rows)) == (48, 12)
+    assert "48 of 96 rows of train have no reasoning by now, and are not trained on" in caplog.text
+
+
+def test_rows_that_are_reported_must_have_reasoning_also_where_training_rows_need_not(bench, half_asked):
+    settings = [half_asked(), "--gin.Reasoning.partial=True"]
+    with pytest.raises(UserError, match="no reasoning for 12 of 108 rows"):
+        bench("fiat", settings=settings)
+    with pytest.raises(UserError, match="no reasoning for 48 of 96 rows"):
+        bench("fiat", settings=[*settings, "--gin.Data.report_split=train"])

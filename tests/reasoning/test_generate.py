@@ -5,13 +5,15 @@ import os
 import signal
 import threading
 import time
+import tracemalloc
 
 import pytest
 
 from fiat_jax.errors import UserError
 from fiat_jax.prompts.instructions import load_instructions
 from fiat_jax.prompts.render import Renderer
-from fiat_jax.reasoning.backend import Completion, Refused
+from fiat_jax.reasoning.backend import FAILED, HIDDEN, REFUSED, Completion, Refused
+from fiat_jax.reasoning.cost import Prices
 from fiat_jax.reasoning.drive import GenerateOptions
 from fiat_jax.reasoning.generate import bill, generate
 from fiat_jax.reasoning.openai import Endpoint, OpenAIBackend
@@ -20,12 +22,17 @@ from fiat_jax.reasoning.openai import Endpoint, OpenAIBackend
 class Oracle:
     """A backend without a network: answers by `says(question)`, and remembers what it was asked, with which seed."""
 
+    first_alone = False
+
     def __init__(self, says=lambda question: f"{question} is a number. So the answer is yes.", served_by=None):
         self.says, self.served_by = says, served_by
         self.asked, self.model = [], {"name": "oracle", "revision": "1"}
 
     def identity(self):
         return dict(self.model)
+
+    def about(self):
+        return {"kind": "oracle"}
 
     async def complete(self, prompt, *, seed, sample):
         question = prompt.own_text.split("Number: ")[1].split("\n")[0]
@@ -100,27 +107,59 @@ def test_bad_rows_go_to_quarantine_with_their_reason_and_are_asked_again(task, r
     assert not path.exists()
 
 
-def test_failures_in_a_row_end_the_run_and_keep_what_was_answered(task, rows, renderer, store):
+def many(rows, count):
+    return [{**rows[0], "id": f"row-{n}", "question": str(n)} for n in range(count)]
+
+
+def refuses(which):
     def says(question):
-        if int(question) >= 5:
+        if which(int(question)):
             raise Refused("HTTP 400: unknown parameter")
         return "So the answer is no."
 
-    oracle = Oracle(says)
-    with pytest.raises(UserError, match=r"4 requests failed one after another.*unknown parameter.*is stored"):
-        generate(task, rows, renderer, oracle, store, GenerateOptions(concurrency=1, failures_in_a_row=4))
-    assert len(oracle.asked) == 9
-    assert len(store.lookup(next(iter(store.sets())))) == 5
+    return says
 
 
-def test_failures_among_successes_do_not_end_the_run(task, rows, renderer, store):
-    def says(question):
-        if int(question) % 3:
-            raise Refused("HTTP 400: too long")
-        return "So the answer is no."
+def test_a_run_ends_where_too_large_a_share_of_those_that_ended_failed(task, rows, renderer, store):
+    oracle = Oracle(refuses(lambda n: n >= 20))
+    with pytest.raises(UserError, match=r"21 of 41 requests failed.*share of 0\.5.*unknown parameter.*is stored"):
+        generate(task, many(rows, 90), renderer, oracle, store, GenerateOptions(concurrency=1))
+    assert len(oracle.asked) == 41
+    assert len(store.lookup(next(iter(store.sets())))) == 20
 
-    summary = generate(task, rows, renderer, Oracle(says), store, GenerateOptions(concurrency=1, failures_in_a_row=3))
-    assert (summary.written, len(summary.quarantined)) == (7, 13)
+
+def test_a_run_in_which_nothing_succeeds_ends_after_twenty_requests(task, rows, renderer, store):
+    oracle = Oracle(refuses(lambda n: True))
+    with pytest.raises(UserError, match="20 of 20 requests failed"):
+        generate(task, many(rows, 90), renderer, oracle, store, GenerateOptions(concurrency=1))
+    assert len(oracle.asked) == 20
+
+
+def test_failures_among_successes_do_not_end_the_run_and_a_share_of_one_never_does(task, rows, renderer, store):
+    mixed = Oracle(refuses(lambda n: n % 3 == 0))
+    assert generate(task, many(rows, 90), renderer, mixed, store, GenerateOptions(concurrency=1)).written == 60
+    lost = Oracle(refuses(lambda n: True))
+    summary = generate(task, many(rows, 90), renderer, lost, store, GenerateOptions(max_failures=1.0))
+    assert (summary.written, len(summary.quarantined)) == (0, 30)
+
+
+def test_what_came_of_each_request_is_counted_apart(task, rows, renderer, store):
+    class Mixed(Oracle):
+        async def complete(self, prompt, *, seed, sample):
+            number = int(prompt.own_text.split("Number: ")[1].split("\n")[0])
+            if number < 4:
+                raise Refused("no", REFUSED if number < 3 else HIDDEN)
+            if number < 6:
+                return Completion(" ", "stop")
+            finish_reason, text = ("length", "I") if number < 10 else ("stop", "So the answer is no.")
+            return Completion(text, finish_reason, 10, 5, cached_tokens=4, hidden_tokens=3 if number > 17 else None)
+
+    summary = generate(task, rows, renderer, Mixed(), store)
+    buckets = [summary.in_bucket(bucket) for bucket in (REFUSED, HIDDEN, FAILED)]
+    assert (buckets, summary.written) == ([3, 1, 2], 14)
+    assert (summary.cut_short, summary.without_answer, summary.with_hidden) == (4, 4, 2)
+    assert (summary.prompt_tokens, summary.cached_tokens) == (140, 56)
+    assert {record.cached_tokens for record in store.lookup(summary.set_key).values()} == {4}
 
 
 def test_seeds_come_from_the_record_and_not_from_the_order(task, rows, renderer, store, world, tmp_path):
@@ -162,6 +201,35 @@ def test_a_set_that_only_the_endpoints_report_sets_apart_is_pointed_at(task, row
     oracle.model["reported"] = {"root": "/models/b"}
     (change,) = generate(task, rows, renderer, oracle, store).changes
     assert "begins apart from it" in change
+
+
+def test_a_set_keeps_how_its_model_was_last_asked(task, rows, renderer, store, endpoint, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    url = endpoint.url.replace("://", "://user:secret@")
+    summary = generate(task, rows[:3], renderer, OpenAIBackend(Endpoint(url, "big", "r1")), store)
+    noted = store.backend(summary.set_key)
+    assert noted == {
+        "kind": "openai", "url": endpoint.url, "model": "big", "revision": "r1", "api": "chat", "send": "text",
+        "reasoning_field": "content", "key_variable": "OPENAI_API_KEY", "dropped": [],
+    }  # fmt: skip
+    assert "secret" not in json.dumps(noted)
+    generate(task, rows[:3], renderer, Oracle(), store)
+    assert store.backend(summary.set_key) == noted, "a run that asked nothing left its mark"
+
+
+def test_what_an_endpoint_does_not_take_is_noted_in_the_set_and_the_record(
+    task, rows, renderer, store, world, endpoint
+):
+    text = (world / "parity.yaml").read_text().replace("temperature: 0.0", "temperature: 0.7")
+    (world / "warm.yaml").write_text(text)
+    instructions = load_instructions(world / "warm.yaml", {row["id"]: row for row in rows})
+    error = {"error": {"message": "Unsupported parameter: 'seed'", "param": "seed", "code": "unsupported_parameter"}}
+    endpoint.reply = lambda n, request: {"status": 400, "body": error} if "seed" in request.body else {}
+    backend = OpenAIBackend(Endpoint(endpoint.url, "big"))
+    summary = generate(task, rows, Renderer(instructions, renderer.tokenizer, 512), backend, store)
+    assert (summary.written, summary.dropped, len(endpoint.requests)) == (20, ("seed",), 21)
+    assert store.backend(summary.set_key)["dropped"] == ["seed"]
+    assert {record.seed for record in store.lookup(summary.set_key).values()} == {None}
 
 
 def test_the_bill_is_what_the_run_will_ask(task, rows, renderer, store):
@@ -222,6 +290,17 @@ def test_a_signal_lets_requests_under_way_end_and_the_next_run_goes_on(task, row
     assert len(set(endpoint.asked())) == len(endpoint.asked()) == 20
 
 
+def test_a_signal_during_the_first_request_lets_no_other_begin(task, rows, renderer, store, endpoint):
+    def reply(n, request):
+        os.kill(os.getpid(), signal.SIGINT)
+        return {"seconds": 0.3}
+
+    endpoint.reply = reply
+    backend = OpenAIBackend(Endpoint(url=endpoint.url, model="big"))
+    summary = generate(task, rows, renderer, backend, store)
+    assert (summary.written, summary.interrupted, len(endpoint.requests)) == (1, True, 1)
+
+
 def test_signal_handlers_of_the_caller_come_back(task, rows, renderer, store):
     def mine(*args):
         pass
@@ -236,7 +315,9 @@ def test_signal_handlers_of_the_caller_come_back(task, rows, renderer, store):
 
 def test_a_second_signal_does_not_wait(task, rows, renderer, store, endpoint):
     def reply(n, request):
-        if n < 2:
+        if n == 0:
+            return {}  # the first request goes alone
+        if n < 3:
             time.sleep(0.3 * n)  # two signals at once are one
             os.kill(os.getpid(), signal.SIGINT)
         return {"seconds": 60.0}
@@ -245,7 +326,7 @@ def test_a_second_signal_does_not_wait(task, rows, renderer, store, endpoint):
     backend = OpenAIBackend(Endpoint(url=endpoint.url, model="big"))
     summary = generate(task, rows, renderer, backend, store, GenerateOptions(concurrency=3))
     assert summary.interrupted
-    assert summary.written == 0
+    assert summary.written == 1
     assert summary.seconds < 20
 
 
@@ -257,3 +338,101 @@ def test_a_full_disk_ends_the_run_with_its_error(task, rows, renderer, store, mo
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(UserError, match="No space left"):
         generate(task, rows, renderer, Oracle(), store)
+
+
+PRICES = Prices(prompt=1e6, completion=1e6, cached=0.5e6)  # a token costs 1, one that was read before half of it
+
+
+def counted(renderer, row):
+    prompt = renderer.reasoning_prompt(row)
+    return len(prompt.prefix_ids) + len(prompt.own_ids)
+
+
+class Priced(Oracle):
+    """Its answers take all that they may, of a prompt that is as long as was counted."""
+
+    def __init__(self, renderer, usage=True):
+        super().__init__()
+        self.usage, self.under_way, self.most_at_once = usage, 0, 0
+
+    async def complete(self, prompt, *, seed, sample):
+        self.under_way += 1
+        self.most_at_once = max(self.most_at_once, self.under_way)
+        await super().complete(prompt, seed=seed, sample=sample)
+        self.under_way -= 1
+        read = len(prompt.prefix_ids) + len(prompt.own_ids)
+        return Completion("So the answer is no.", "stop", *((read, 20) if self.usage else ()))
+
+
+@pytest.mark.parametrize("usage", [True, False], ids=["usage is said", "usage is not said"])
+def test_no_request_is_begun_that_might_pass_the_limit_of_costs(task, rows, renderer, store, usage):
+    rows = rows[:10]  # of one digit: their prompts are of one length
+    each = counted(renderer, rows[0]) + 20
+    limit, backend = 4.5 * each, Priced(renderer, usage)
+    options = GenerateOptions(concurrency=8, max_cost=limit)
+    summary = generate(task, rows, renderer, backend, store, options, prices=PRICES)
+    assert (summary.written, summary.interrupted) == (4, True)
+    assert summary.cost == 4 * each <= limit
+    assert backend.most_at_once == 4
+    assert "Generate.max_cost" in summary.stopped_by
+    again = generate(task, rows, renderer, Priced(renderer), store, prices=PRICES)
+    assert (again.written, again.interrupted, again.stopped_by) == (6, False, "")
+
+
+def test_money_that_requests_did_not_need_is_spent_on_others(task, rows, renderer, store):
+    each = counted(renderer, rows[0]) + 20
+    oracle = Oracle()  # 10 + 5 tokens, a fraction of the worst
+    options = GenerateOptions(concurrency=8, max_cost=2.0 * each)
+    summary = generate(task, rows[:10], renderer, oracle, store, options, prices=PRICES)
+    assert (summary.written, summary.interrupted, summary.cost) == (10, False, 150)
+
+
+def test_an_endpoint_that_counts_more_tokens_than_we_do_does_not_pass_the_limit_either(task, rows, renderer, store):
+    class Twice(Oracle):
+        first_alone = True
+
+        async def complete(self, prompt, *, seed, sample):
+            await super().complete(prompt, seed=seed, sample=sample)
+            return Completion("So the answer is no.", "stop", 2 * (len(prompt.prefix_ids) + len(prompt.own_ids)), 20)
+
+    rows = rows[:10]
+    truly = 2 * counted(renderer, rows[0]) + 20
+    options = GenerateOptions(concurrency=8, max_cost=4.5 * truly)
+    summary = generate(task, rows, renderer, Twice(), store, options, prices=PRICES)
+    assert (summary.written, summary.cost) == (4, 4 * truly)
+
+
+def test_tokens_that_were_read_before_cost_what_is_said_of_them():
+    assert Prices(2.0, 10.0, 0.5).of(1_000_000, 100_000, 600_000) == pytest.approx(0.8 + 0.3 + 1.0)
+
+
+def test_the_bill_says_what_the_run_may_cost(task, rows, renderer, store):
+    expected = bill(task, rows, renderer, Oracle(), store, prices=PRICES)
+    assert expected.cost_at_most == expected.prompt_tokens + expected.completion_tokens_at_most
+    assert bill(task, rows, renderer, Oracle(), store).cost_at_most is None
+
+
+def test_a_limit_without_prices_is_an_error(task, rows, renderer, store):
+    with pytest.raises(UserError, match=r"max_cost needs prices: set Endpoint\.price_in"):
+        generate(task, rows, renderer, Oracle(), store, GenerateOptions(max_cost=1.0))
+
+
+@pytest.mark.parametrize("wrong", [{"max_failures": 1.5}, {"max_cost": 0.0}, {"concurrency": 0}])
+def test_an_option_that_makes_no_sense_is_named(wrong):
+    with pytest.raises(UserError, match=f"Generate.{next(iter(wrong))} is"):
+        GenerateOptions(**wrong)
+
+
+def test_a_run_holds_no_texts_in_memory(task, rows, renderer, store):
+    rows = many(rows, 1000)
+    generate(task, rows[:1], renderer, Oracle(), store)  # what is made once
+    oracle = Oracle(lambda question: f"{question} " * 5000)
+    tracemalloc.start()
+    try:
+        assert generate(task, rows, renderer, oracle, store, GenerateOptions(concurrency=2)).written == 999
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    texts = sum(len(record.text) for record in store.lookup(next(iter(store.sets()))).values())
+    assert texts > 1.5e7
+    assert peak < texts / 4

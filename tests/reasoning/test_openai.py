@@ -6,8 +6,9 @@ import pytest
 
 from fiat_jax.errors import UserError
 from fiat_jax.prompts.render import ReasoningPrompt
-from fiat_jax.reasoning.backend import Refused, Unavailable
+from fiat_jax.reasoning.backend import FAILED, HIDDEN, REFUSED, Refused, Unavailable
 from fiat_jax.reasoning.openai import Endpoint, OpenAIBackend
+from fiat_jax.reasoning.options import refused_option
 
 QUOTA = {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}
 PROMPT = ReasoningPrompt((1, 2), (3,), "Think.\n\n", "Number: 4", ("\n\n",), {"temperature": 0.5, "max_tokens": 9})
@@ -105,12 +106,23 @@ def test_an_endpoint_that_drips_bytes_is_timed_out_too(endpoint, monkeypatch):
 
 @pytest.mark.parametrize("date", [False, True])
 def test_retry_after_holds_every_request_back(endpoint, date):
+    backend = OpenAIBackend(Endpoint(endpoint.url, "big"))
     wait = email.utils.formatdate(time.time() + 3, usegmt=True) if date else "1"
     endpoint.reply = lambda n, request: {"status": 429, "headers": {"Retry-After": wait}} if n < 2 else {}
-    ask(endpoint, times=2)
+    ask_backend(backend, times=2)
     ask_at = sorted(request.at for request in endpoint.requests)
     assert len(ask_at) == 4
     assert ask_at[2] - ask_at[1] >= 0.9, "a request went out before the endpoint allowed it"
+
+
+def test_an_endpoint_that_is_overloaded_gets_fewer_requests_at_a_time(endpoint):
+    endpoint.reply = lambda n, request: {"status": 503, "seconds": 0.5} if n < 8 else {"seconds": 0.05}
+    backend = OpenAIBackend(Endpoint(endpoint.url, "big"), concurrency=8)
+    ask_backend(backend, times=8)
+    assert endpoint.most_at_once == 8
+    endpoint.most_at_once = 0
+    ask_backend(backend, times=8)
+    assert endpoint.most_at_once < 8, "the pace was forgotten"
 
 
 def test_an_endpoint_that_asks_for_hours_ends_the_run(endpoint):
@@ -131,9 +143,8 @@ def test_an_endpoint_that_never_recovers_is_unavailable(endpoint):
     ("reply", "reason"),
     [
         ({"status": 400, "body": {"error": {"message": "prompt is too long"}}}, "prompt is too long"),
-        ({"body": {"choices": [{"text": "x", "finish_reason": "content_filter"}]}}, "content filter"),
         ({"body": {"choices": []}}, "holds no text"),
-        ({"body": {"choices": [{"message": {"content": None, "refusal": "no"}}]}}, "holds no text"),
+        ({"body": {"choices": [{"message": {"content": None}}]}}, "holds no text"),
     ],
 )
 def test_a_row_that_is_refused_is_not_asked_again(endpoint, reply, reason):
@@ -177,6 +188,70 @@ def test_identity_is_the_declared_name_with_what_stays_of_the_report(endpoint):
     assert backend.identity() == {"name": "big", "revision": "r1"}
 
 
+def says(content, finish_reason="stop", spent=None, **message):
+    details = {} if spent is None else {"completion_tokens_details": {"reasoning_tokens": spent}}
+    usage = {"prompt_tokens": 11, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 8}, **details}
+    choice = {"message": {"role": "assistant", "content": content, **message}, "finish_reason": finish_reason}
+    return {"body": {"choices": [choice], "usage": usage}}
+
+
+@pytest.mark.parametrize(
+    ("reply", "bucket", "reason"),
+    [
+        (says("x", "content_filter"), REFUSED, "content filter"),
+        (says(None, refusal="I cannot help with that"), REFUSED, "model refuses: I cannot help"),
+        (says("", "length", spent=7), HIDDEN, "does not show it.*raise decoding.max_tokens"),
+        (says("", reasoning_content="hmm"), HIDDEN, "leaves it out of `content`.*declare Endpoint.reasoning_field"),
+        (says(None, reasoning="hmm"), HIDDEN, "leaves it out of `content`"),
+        (says([]), FAILED, "holds no text"),
+    ],
+)
+def test_why_there_is_no_answer_is_told_apart_and_its_tokens_are_counted(endpoint, reply, bucket, reason):
+    endpoint.reply = lambda n, request: reply
+    with pytest.raises(Refused, match=reason) as raised:
+        ask(endpoint)
+    assert raised.value.bucket == bucket
+    paid = raised.value.completion
+    assert (paid.prompt_tokens, paid.completion_tokens, paid.cached_tokens) == (11, 7, 8)
+
+
+def test_tokens_of_reasoning_that_is_not_shown_are_kept_with_the_answer(endpoint):
+    endpoint.reply = lambda n, request: says("So the answer is yes.", spent=5)
+    (completion,) = ask(endpoint)
+    assert (completion.hidden_tokens, completion.cached_tokens) == (5, 8)
+
+
+@pytest.mark.parametrize("spelling", ["reasoning_content", "reasoning"])
+def test_declared_reasoning_is_read_before_the_content_in_either_spelling(endpoint, spelling):
+    endpoint.reply = lambda n, request: says("So the answer is yes.", spent=5, **{spelling: "It is even.\n"})
+    (completion,) = ask(endpoint, reasoning_field="reasoning_content")
+    assert completion.text == "It is even.\n\nSo the answer is yes."
+    assert completion.hidden_tokens is None
+
+
+def test_declared_reasoning_that_does_not_come_is_no_answer(endpoint):
+    endpoint.reply = lambda n, request: says("So the answer is yes.")
+    with pytest.raises(Refused, match=r"no `reasoning_content` or `reasoning`.*it has role, content"):
+        ask(endpoint, reasoning_field="reasoning_content")
+
+
+def test_reasoning_is_never_guessed_and_what_is_left_out_or_in_is_said_once(endpoint, caplog):
+    endpoint.reply = lambda n, request: says("<think>no</think> yes", reasoning="It is even.")
+    completions = ask(endpoint, times=3)
+    assert {completion.text for completion in completions} == {"<think>no</think> yes"}
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("only `content` is stored" in message for message in told) == 1
+    assert sum("stored as they are" in message for message in told) == 1
+
+
+def test_another_reasoning_field_is_another_set(endpoint):
+    backends = [
+        OpenAIBackend(Endpoint(endpoint.url, "big", reasoning_field=f)) for f in ("content", "reasoning_content")
+    ]
+    plain, declared = (backend.identity() for backend in backends)
+    assert declared == plain | {"reasoning_field": "reasoning_content"}
+
+
 def test_no_server_at_the_url_is_said_at_once():
     backend = OpenAIBackend(Endpoint(url="http://127.0.0.1:9", model="big"))
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/v1 does not answer: ConnectError.*Is the server up"):
@@ -191,8 +266,90 @@ def test_no_server_at_the_url_is_said_at_once():
         ({"model": ""}, "model is empty"),
         ({"url": "localhost:8000"}, "not the URL of an endpoint"),
         ({"attempts": 0}, "attempts is 0"),
+        ({"reasoning_field": "thinking"}, "reasoning_field is 'thinking'"),
+        ({"reasoning_field": "reasoning_content", "api": "completions"}, "with api = 'chat'"),
+        ({"price_in": 1.0}, "one is missing"),
+        ({"price_in": 1.0, "price_out": -1.0}, "expected 0 or more"),
     ],
 )
 def test_a_wrong_setting_is_named(settings, message):
     with pytest.raises(UserError, match=message):
         OpenAIBackend(Endpoint(**({"model": "big"} | settings)))
+
+
+def takes_no(option, message=None, **error):
+    """Return an endpoint's reply that refuses requests with an option."""
+    told = {"message": message or f"Unsupported parameter: '{option}' is not supported with this model.", **error}
+    return lambda n, request: {"status": 400, "body": {"error": told}} if option in request.body else {}
+
+
+def test_what_one_request_found_out_the_others_know(endpoint, caplog):
+    endpoint.reply = takes_no("seed", param="seed")
+    backend = OpenAIBackend(Endpoint(endpoint.url, "big"))
+    (found_out,) = ask_backend(backend)
+    assert found_out.left_out == ("seed",)
+    assert {completion.left_out for completion in ask_backend(backend, times=5)} == {("seed",)}
+    assert len(endpoint.requests) == 7, "more than one request found it out"
+    assert "seed" not in endpoint.requests[1].body
+    assert "does not take `seed`, which is left out" in caplog.text
+    assert backend.about()["dropped"] == ["seed"]
+
+
+def test_a_request_that_is_refused_for_its_own_sake_leaves_no_option_out(endpoint):
+    long = {"status": 400, "body": {"error": {"message": "'max_tokens' is too large: the prompt has 9,000 tokens"}}}
+    endpoint.reply = lambda n, request: long if n == 0 else {}
+    backend = OpenAIBackend(Endpoint(endpoint.url, "big"))
+    with pytest.raises(Refused, match="too large"):
+        ask_backend(backend)
+    assert len(ask_backend(backend, times=3)) == 3
+    assert all("max_tokens" in request.body for request in endpoint.requests)
+    assert backend.about()["dropped"] == []
+
+
+def test_the_limit_of_tokens_is_sent_by_its_other_name(endpoint):
+    told = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    endpoint.reply = takes_no("max_tokens", told)
+    backend = OpenAIBackend(Endpoint(endpoint.url, "big"))
+    ask_backend(backend)
+    assert endpoint.requests[-1].body["max_completion_tokens"] == 9
+    assert "max_tokens" not in endpoint.requests[-1].body
+    assert backend.about()["dropped"] == ["max_tokens is sent as max_completion_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("option", "where"),
+    [
+        ("temperature", r"reasoning\.decoding\.temperature of the instruction file"),
+        ("stop", r"reasoning\.stop of the instruction file"),
+        ("min_p", r"Endpoint\.extra"),
+    ],
+)
+def test_what_changes_the_texts_is_never_left_out(endpoint, option, where):
+    endpoint.reply = takes_no(option)
+    with pytest.raises(UserError, match=rf"does not take `{option}`.*{where} sets it.*makes another set"):
+        ask(endpoint, extra={"min_p": 0.1})
+    assert len(endpoint.requests) == 1
+
+
+SENT = {"seed", "stop", "max_tokens", "temperature", "chat_template_kwargs"}
+
+
+@pytest.mark.parametrize(
+    ("error", "option"),
+    [
+        ({"error": {"message": "Unrecognized request argument supplied: seed"}}, "seed"),
+        (
+            {"error": {"message": "Unsupported value", "param": "temperature", "code": "unsupported_value"}},
+            "temperature",
+        ),
+        ({"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs", "input": 5}]}, "seed"),
+        ({"detail": "unknown field chat_template_kwargs"}, "chat_template_kwargs"),
+        ({"error": {"message": "'max_tokens' is too large: 9. The model's maximum context length is 8"}}, None),
+        ({"error": {"message": "unsupported role", "param": "messages.0.role"}}, None),
+        ({"error": {"message": "the content is not allowed by our policy"}}, None),
+        ({"message": "unsupported: seedling"}, None),
+        ({}, None),
+    ],
+)
+def test_which_option_an_error_refuses(error, option):
+    assert refused_option(error, SENT) == option

@@ -24,6 +24,9 @@ def test_an_object_store_holds_what_a_directory_holds(url, provenance, record):
     assert store.sets() == {provenance.set_key: provenance}
     assert store.missing(provenance.set_key, ["row3", "row4"]) == [("row4", 0)]
     assert store.verify() == []
+    for model in ("big", "bigger"):
+        store.note_backend(provenance.set_key, {"model": model})
+    assert store.backend(provenance.set_key) == {"model": "bigger"}
 
 
 def test_a_part_is_never_overwritten(url):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import zlib
 
 import pytest
 
@@ -60,3 +61,12 @@ def test_the_key_of_a_set_does_not_change_between_versions(provenance):
 def test_a_url_is_no_identity():
     with pytest.raises(UserError, match="not by a URL"):
         Provenance(model={"name": "http://10.0.0.3:8000/v1"})
+
+
+def test_a_record_of_an_earlier_version_is_read(record):
+    line = (
+        b'{"set":"s","row":"r","sample":0,"row_id":"1","text":"t","rationale":"t","answer":null,"finish_reason":"stop"'
+    )
+    body = line + b',"prompt_tokens":1,"completion_tokens":2,"seed":null,"served_by":null}'
+    read = decode_line(b'{"crc32":"%08x",' % zlib.crc32(body) + body[1:])
+    assert (read.prompt_tokens, read.completion_tokens, read.cached_tokens, read.hidden_tokens) == (1, 2, None, None)

@@ -1,5 +1,6 @@
 import logging
 import os
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -169,3 +170,71 @@ def test_damaged_provenance_is_an_error_that_names_its_file(store, provenance):
     with pytest.raises(UserError, match=r"provenance\.json is damaged"):
         store.provenance(provenance.set_key)
     assert len(store.verify()) == 1
+
+
+def test_how_a_set_was_last_asked_is_kept_beside_it_and_names_no_other_set(store, provenance, record):
+    with store.open_set(provenance) as writer:
+        writer.append(record(1))
+    assert store.backend(provenance.set_key) is None
+    for about in ({"kind": "openai", "model": "big"}, {"kind": "native", "path": "/weights"}):
+        store.note_backend(provenance.set_key, about)
+        assert store.backend(provenance.set_key) == about
+    assert store.sets() == {provenance.set_key: provenance}
+    assert store.verify() == []
+    (Path(store.path) / provenance.set_key / "backend.json").write_text("{")
+    with pytest.raises(UserError, match=r"backend\.json is damaged.*remove it"):
+        store.backend(provenance.set_key)
+
+
+def test_a_set_without_its_provenance_is_found(store, provenance, record):
+    with store.open_set(provenance) as writer:
+        writer.append(record(1))
+    (Path(store.path) / provenance.set_key / "provenance.json").unlink()
+    (problem,) = store.verify()
+    assert (problem.file, problem.damage) == (f"{provenance.set_key}/provenance.json", True)
+
+
+def test_a_line_that_a_writer_did_not_finish_is_no_damage_but_in_a_part_it_is(store, provenance, record):
+    writer = store.open_set(provenance)
+    writer.append(record(1), record(2))
+    folder = Path(store.path) / provenance.set_key
+    (journal,) = (folder / "journals").iterdir()
+    journal.write_bytes(journal.read_bytes()[:-3])
+    assert [problem.damage for problem in store.verify()] == [False]
+    part = folder / "parts" / journal.name
+    part.parent.mkdir()
+    journal.rename(part)
+    assert [problem.damage for problem in store.verify()] == [True, True]
+
+
+def test_every_set_is_inspected_with_what_it_holds(store, provenance, record):
+    other = Provenance(model={"name": "PaLM 540B"}, source="imported")
+    with store.open_set(provenance) as writer:
+        writer.append(record(1), record(2))
+        writer.seal()
+        writer.append(record(2), record(3))
+    store.open_set(other)
+    found = {one.set_key: one for one in store.inspect()}
+    assert (found[provenance.set_key].files, found[provenance.set_key].records) == (2, 3)
+    assert (found[other.set_key].provenance, found[other.set_key].records) == (other, 0)
+
+
+@pytest.mark.parametrize("read", ["missing", "verify", "records"])
+def test_reading_a_set_holds_no_texts_in_memory(store, provenance, record, read):
+    with store.open_set(provenance) as writer:
+        for number in range(300):
+            writer.append(record(number, text=f"{number} " * 5000))
+    stored = sum(path.stat().st_size for path in Path(store.path).rglob("*.jsonl"))
+    tracemalloc.start()
+    try:
+        if read == "missing":
+            assert len(store.missing(provenance.set_key, [f"row{number}" for number in range(400)])) == 100
+        elif read == "verify":
+            assert store.verify() == []
+        else:
+            assert sum(1 for _ in store.records(provenance.set_key)) == 300
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert stored > 5e6
+    assert peak < stored / 10
