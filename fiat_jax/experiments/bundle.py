@@ -36,8 +36,8 @@ class Bundle:
     """A trained θ_τ as `evaluate`, `predict` and `export` take it.
 
     `directory` holds prompts.yaml and either adapter/ or, where all weights were tuned, model/. `reasoning` names the
-    set it was trained with, `sets` says what produced it, `asked` where θ_β was then; `seed` shuffles the rows' ŷ_β where the paradigm does; the
-    hashes are of what it was trained with.
+    set it was trained with, `sets` says what produced it, `asked` where θ_β was then; `seed` shuffles the rows' ŷ_β
+    where the paradigm does; the hashes are of what it was trained with.
     """
 
     directory: Path

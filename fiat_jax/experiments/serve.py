@@ -64,15 +64,15 @@ class Asked:
 
 def with_large_model(asked: Asked) -> Asked:
     """Return the same with θ_β from where the first bundle's reasoning was asked of it, if nothing else is said."""
-    abouts = [bundle.asked for bundle in asked.bundles.values() if bundle.asked]
-    if asked.native or asked.endpoint or not abouts:
+    told = [bundle for bundle in asked.bundles.values() if bundle.asked]
+    if asked.native or asked.endpoint or not told:
         return asked
-    about = {name: value for name, value in abouts[0].items() if name not in ("kind", "dropped")}
-    if abouts[0]["kind"] == "native":
-        return dataclasses.replace(asked, native=Native(**about))
-    extra = next(bundle for bundle in asked.bundles.values() if bundle.asked).provenance
-    more = {} if extra is None else {"extra": extra.model.get("extra", {})}
-    return dataclasses.replace(asked, endpoint=Endpoint(**about, **more))
+    settings = {name: value for name, value in told[0].asked.items() if name not in ("kind", "dropped")}
+    if told[0].asked["kind"] == "native":
+        return dataclasses.replace(asked, native=Native(**settings))
+    if told[0].provenance is not None:
+        settings["extra"] = told[0].provenance.model.get("extra", {})
+    return dataclasses.replace(asked, endpoint=Endpoint(**settings))
 
 
 def named_bundles(given: Sequence[str], read: Callable[[str], Bundle]) -> dict[str, Bundle]:

@@ -5,7 +5,7 @@ import json
 import openai
 import pytest
 from support.server import SMALL, serving
-from support.world import write_rows
+from support.world import SETTINGS, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +145,18 @@ def test_what_is_missing_is_said_before_anything_is_loaded(pair):
         (("--gin.Native.path=large", "--gin.Serve.prot=1"), "Serve has no parameter 'prot'; it has host"),
     ):
         assert message in pair.fiat("serve", *arguments, status=2).stderr
+
+
+def test_a_bundle_is_all_that_is_needed_where_its_large_model_wrote_the_reasoning(pair):
+    asked = ("--gin_file=weather.gin", "--gin.Prompts.file=pair/prompts.yaml", "--gin.Reasoning.store=own_store")
+    pair.fiat("reason", "--backend=native", *asked, "--gin.Native.path=large", *SMALL)
+    pair.fiat("train", "--workdir=own", *asked, *SETTINGS, "--gin.Train.epochs=1")
+    row = read_rows(pair.root / "weather" / "test.jsonl")[0]
+    (part,) = (pair.root / "own_store").glob("*/parts/*.jsonl")
+    record = next(record for record in read_rows(part) if record["row_id"] == row["id"])
+    with serving(pair, "--bundle=own") as server:
+        assert not [line for line in server.lines if "warning" in line]
+        found = server.openai().chat.completions.create(
+            messages=[{"role": "user", "content": row["report"]}], model="fiat"
+        )
+    assert found.choices[0].message.reasoning_content == record["text"]
