@@ -20,6 +20,7 @@ from fiat_jax.reasoning.pace import Pace
 logger = logging.getLogger(__name__)
 CONCURRENCY = 16
 PROMPT = {"model", "messages", "prompt"}  # what a request is about, and no option
+OURS = "fiat-jax"  # who owns the models of a server of this project, by its own list
 CONTENT, REASONING = "content", "reasoning_content"
 REASONING_SPELLINGS = (REASONING, "reasoning")  # the second is what vLLM calls it now
 
@@ -87,7 +88,8 @@ class Endpoint:
 class OpenAIBackend:
     """Asks the endpoint; `identity` joins the declared name and revision with what /v1/models says of the model.
 
-    At most `concurrency` requests are sent at a time, fewer while the endpoint does not keep up.
+    At most `concurrency` requests are sent at a time, fewer while the endpoint does not keep up. A server of this
+    project is told of I_β first, which it then reads once for all requests.
     """
 
     first_alone = True  # it finds out which options the endpoint takes
@@ -105,6 +107,8 @@ class OpenAIBackend:
         )
         self._listed: list[str] = []
         self._warned: set[str] = set()
+        self._holds_prefixes = False
+        self._prefixes: dict[tuple[int, ...], asyncio.Task[None]] = {}
         self._instead: dict[str, str] = {}  # option that the endpoint does not take → the name it is sent by, or ""
 
     def identity(self) -> dict[str, object]:
@@ -134,7 +138,8 @@ class OpenAIBackend:
 
     async def complete(self, prompt: ReasoningPrompt, *, seed: int | None, sample: int) -> Completion:
         """Send one prompt; samples of a row differ by their seed alone."""
-        body = self.body(prompt, seed)
+        body, again = self.body(prompt, seed), False
+        await self._hold_prefix(prompt)
         while True:
             sent = {self._instead.get(name, name): value for name, value in body.items()}
             sent.pop("", None)
@@ -145,9 +150,14 @@ class OpenAIBackend:
                 raise UserError(f"{error}.{known}{did_you_mean(self._endpoint.model, self._listed)}") from None
             except BadRequest as error:
                 option = refused_option(error.error, sent.keys() - PROMPT)
-                if option is None:
+                if option is not None:
+                    self._do_without(option, error)
+                elif self._holds_prefixes and not again:  # the server was started anew, and knows of none
+                    self._prefixes.pop(prompt.prefix_ids, None)
+                    await self._hold_prefix(prompt)
+                    again = True
+                else:
                     raise
-                self._do_without(option, error)
                 continue
             left_out = tuple(name for name in body if self._instead.get(name) == "")
             return replace(self.read(answer), left_out=left_out)
@@ -155,6 +165,23 @@ class OpenAIBackend:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+    async def _hold_prefix(self, prompt: ReasoningPrompt) -> None:
+        """Have what all prompts of an exemplar set begin with read by a server that keeps such texts."""
+        ids, send = prompt.prefix_ids, self._endpoint.send
+        if not (self._holds_prefixes and ids and prompt.own_ids) or self._endpoint.api == "chat":
+            return
+        if ids not in self._prefixes:
+            given = list(map(int, ids)) if send == "ids" else prompt.prefix_text
+            self._prefixes[ids] = asyncio.create_task(self._send_prefix(given))
+        await asyncio.shield(self._prefixes[ids])
+
+    async def _send_prefix(self, prompt: object) -> None:
+        body = {"model": self._endpoint.model, "prompt": prompt}
+        try:
+            await self._client.request("POST", "/prefixes", body, attempts=self._endpoint.attempts)
+        except (Refused, Unavailable, NotFound) as error:
+            logger.warning("%s will read I_β with every request, for it does not keep it: %s", self._client.url, error)
 
     def _do_without(self, option: str, error: BadRequest) -> None:
         if option not in self._instead:  # else a request that was under way meanwhile found it out as well
@@ -205,6 +232,7 @@ class OpenAIBackend:
         listed = [model for model in answer.get("data") or [] if isinstance(model, dict)]
         self._listed = [str(model.get("id")) for model in listed]
         mine = next((model for model in listed if model.get("id") == self._endpoint.model), {})
+        self._holds_prefixes = mine.get("owned_by") == OURS
         # other entries, such as the time of creation, change with every start of a server
         return {name: mine[name] for name in ("id", "root", "owned_by") if isinstance(mine.get(name), str)}
 
