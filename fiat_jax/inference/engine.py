@@ -24,14 +24,19 @@ from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.model import Model
 
 T = TypeVar("T")
+AHEAD = 2  # blocks that are launched and not read
 
 
 @dataclasses.dataclass(frozen=True)
 class _Launched:
-    """What a program will have chosen: for each of some rows of the arrays the sequence that goes on with them."""
+    """What a program will have chosen: for each of some rows of the arrays the sequence that goes on with them.
+
+    `first`: they are the first tokens, of an admission; else a block of decoding.
+    """
 
     rows: dict[int, Queued]
     chosen: Chosen
+    first: bool
 
 
 class Engine:
@@ -162,19 +167,21 @@ class Engine:
     def step(self) -> list[Queued]:
         """Admit who waits, decode a block, and return the sequences that have come to their end.
 
-        What was chosen before is read while this is computed.
+        What was chosen before is read while this is computed: the first tokens of an admission by themselves, as soon
+        as they are there, else a block. Which of the two depends on what was launched, and not on what is ready: all
+        hosts of a run take the same steps.
         """
         now = time.monotonic()
         self._end(lambda one: one.expires is not None and one.expires < now, "deadline")
-        before, self._pending = self._pending, []
+        ahead = sum(not launched.first for launched in self._pending)
         with jax.set_mesh(self.model.mesh):
-            self._admit_waiting()
-            if self._scheduler.running:
+            if ahead < AHEAD:
+                self._admit_waiting()
+            if ahead < AHEAD and self._scheduler.running:
                 prefix = self._prefixes.get(self._scheduler.group[1])
                 self._slots, chosen = self._programs.decode(*self._weights(), prefix, self._slots)
-                self._pending.append(_Launched(dict(self._scheduler.running), chosen))
-        for launched in before:
-            self._take(launched)
+                self._pending.append(_Launched(dict(self._scheduler.running), chosen, first=False))
+        self._take_oldest(ahead)
         done, self._done = self._done, []
         return done
 
@@ -253,7 +260,7 @@ class Engine:
             prefix = self._prefixes.get(self._scheduler.group[1])
             new = self._admission(chosen, length)
             self._slots, first = self._programs.admit[length](*self._weights(), prefix, self._slots, new)
-            self._pending.append(_Launched(dict(enumerate(chosen)), first))
+            self._pending.append(_Launched(dict(enumerate(chosen)), first, first=True))
 
     def _admission(self, chosen: Sequence[Queued], length: int) -> Admission:
         """Return the arrays of an admission; samples of one request have one prompt."""
@@ -270,6 +277,14 @@ class Engine:
             for m, sequence in enumerate(request.stop):
                 new.stop[n, m] = [ANY] * (self.config.stop_length - len(sequence)) + list(sequence)
         return new
+
+    def _take_oldest(self, ahead: int) -> None:
+        """Take in the oldest first tokens, all that stand together, or the oldest block unless it was just launched."""
+        if self._pending and not self._pending[0].first and ahead:
+            self._take(self._pending.pop(0))
+            return
+        while self._pending and self._pending[0].first:
+            self._take(self._pending.pop(0))
 
     def _take(self, launched: _Launched) -> None:
         """Take in what was chosen, each row's until its sequence ends."""
