@@ -1,6 +1,7 @@
 """Engines driven by a thread of their own, so that requests may come from anywhere and at any time."""
 
 import asyncio
+import collections
 import contextlib
 import itertools
 import threading
@@ -46,6 +47,7 @@ class Driver:
     def __init__(self):
         self._changed = threading.Condition()
         self._told: list[tuple[Command, Answer]] = []
+        self._calls = collections.deque[tuple[Command, Answer]]()
         self._closed = False
         self._hands: list[_Hand] = []
         self._workers: list[Worker] = []
@@ -65,7 +67,7 @@ class Driver:
         """Do what the first process does, until it ends; in all others."""
         while (commands := from_main(None)) is not None:
             for command in commands:
-                with contextlib.suppress(UserError):  # the first process says so to whom it concerns
+                with contextlib.suppress(Exception):  # the first process says so to whom it concerns
                     self._hands[command.engine].obey(command)
             for hand in self._hands:
                 hand.step()
@@ -80,8 +82,10 @@ class Driver:
         """Whether nothing is taken any more."""
         return self._closed
 
-    def tell(self, command: Command, answer: Answer) -> None:
+    def tell(self, command: Command, answer: Answer, *, computes: bool = False) -> None:
         """Have a command carried out between two blocks; `answer` is called from the driver's thread.
+
+        Of commands that compute something there is one between two blocks, so that the others go on.
 
         Raises:
             EngineClosed: it never will be.
@@ -89,7 +93,7 @@ class Driver:
         with self._changed:
             if self._closed:
                 raise EngineClosed("the engine is closed")
-            self._told.append((command, answer))
+            (self._calls if computes else self._told).append((command, answer))
             self._changed.notify()
 
     def close(self) -> None:
@@ -118,18 +122,18 @@ class Driver:
     def _next(self) -> list[tuple[Command, Answer]] | None:
         """Return what is to be done, waiting where there is nothing; None when all is over."""
         with self._changed:
-            while not self._told and not any(hand.busy for hand in self._hands) and not self._closed:
+            while not (self._told or self._calls or self._closed or any(hand.busy for hand in self._hands)):
                 if not self._changed.wait(IDLE_SECONDS if jax.process_count() > 1 else None):
                     break
             if self._closed:
                 return None
             told, self._told = self._told, []
-        return told
+            return [*told, self._calls.popleft()] if self._calls else told
 
     def _obey(self, command: Command, answer: Answer) -> None:
         try:
             value = self._hands[command.engine].obey(command)
-        except UserError as error:
+        except Exception as error:  # of who asked, and waits in another thread
             answer(None, error)
         else:
             answer(value, None)
@@ -137,12 +141,14 @@ class Driver:
     def _fail(self, error: BaseException) -> None:
         with self._changed:
             self._closed = True
-            told, self._told = self._told, []
+            told, self._told = [*self._told, *self._calls], []
+            self._calls.clear()
         for _, answer in told:
             answer(None, error)
         for hand, worker in zip(self._hands, self._workers, strict=True):
-            hand.end_all()
             worker.fail(error)
+            with contextlib.suppress(Exception):  # an engine that has failed may fail in this, too
+                hand.end_all()
 
 
 class _Hand:
@@ -307,11 +313,11 @@ class Worker:
             if result.set_running_or_notify_cancel():
                 result.set_result(value) if error is None else result.set_exception(error)
 
-        self._tell(name, done, *arguments, **keywords)
+        self._driver.tell(Command(self._index, name, arguments, keywords), done, computes=True)
         return result
 
-    def _tell(self, name: str, answer: Answer, *arguments: Any, **keywords: Any) -> None:
-        self._driver.tell(Command(self._index, name, arguments, keywords), answer)
+    def _tell(self, name: str, answer: Answer, *arguments: Any) -> None:
+        self._driver.tell(Command(self._index, name, arguments, {}), answer)
 
     def _when_done(self, future: Future) -> None:
         if future.cancelled() and isinstance(future, Pending):
