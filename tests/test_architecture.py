@@ -47,6 +47,12 @@ def test_every_module_imports_and_none_loads_tensorflow_or_torch():
     assert loaded_after(script, ("tensorflow", "seqio", "torch", "peft")) == set()
 
 
+def test_a_client_renders_without_the_heavy_libraries():
+    rooms = "conversation", "detokenize", "instructions", "render", "tokenizer"
+    script = "\n".join(f"import fiat_jax.prompts.{room}" for room in rooms)
+    assert loaded_after(script, ("jax", "flax", "tensorflow", "seqio", "torch", "transformers", "datasets")) == set()
+
+
 def test_the_architecture_page_and_the_readme_name_every_room_of_the_tree():
     rooms = [f"{m.name}/" if m.ispkg else f"{m.name}.py" for m in pkgutil.iter_modules(fiat_jax.__path__)]
     for page in (ROOT / "docs" / "architecture.md", ROOT / "README.md"):

@@ -1,9 +1,13 @@
 """The fused pair over HTTP: its reasoning and answers are those of `fiat reason` and `fiat predict`."""
 
 import json
+import shutil
+import sys
+from pathlib import Path
 
 import openai
 import pytest
+from safetensors.numpy import load_file, save_file
 from support.server import SMALL, serving
 from support.world import SETTINGS, write_rows
 
@@ -160,3 +164,29 @@ def test_a_bundle_is_all_that_is_needed_where_its_large_model_wrote_the_reasonin
             messages=[{"role": "user", "content": row["report"]}], model="fiat"
         )
     assert found.choices[0].message.reasoning_content == record["text"]
+
+
+def test_pairs_of_one_base_share_it_and_each_answers_with_its_own_adapter(pair, rows, predicted):
+    other = pair.root / "other"
+    shutil.copytree(pair.root / "pair", other)
+    (weights,) = (other / "adapter").glob("*.safetensors")
+    tensors = load_file(weights)
+    save_file({n: -x if "lora_B" in n else x for n, x in tensors.items()}, weights, {"format": "pt"})
+    where = ("--gin.Reasoning.store=served_store", "--gin.Reasoning.set=")
+    pair.fiat("predict", "other", "new.jsonl", "--out=other.jsonl", *where)
+    expected = {"one": predicted[1], "two": {one["id"]: one for one in read_rows(pair.root / "other.jsonl")}}
+    models = ("--bundle=one=pair", "--bundle=two=other", "--gin.Native.path=large")
+    with serving(pair, *models, *SMALL) as server:
+        client = server.openai()
+        assert [model.id for model in client.models.list()] == ["one", "two", "large", "one-tau", "two-tau"]
+        for row in rows:
+            for name, predictions in expected.items():
+                asked = {"model": name, "messages": [{"role": "user", "content": row["report"]}]}
+                scores = client.chat.completions.create(**asked).model_extra["fiat"]["scores"]
+                assert scores == pytest.approx(predictions[row["id"]]["scores"], abs=1e-3)
+        assert expected["one"][row["id"]]["scores"] != pytest.approx(expected["two"][row["id"]]["scores"], abs=0.1)
+        if sys.platform == "linux":
+            loaded = Path(f"/proc/{server.process.pid}/maps").read_text()
+            assert "jaxlib" in loaded
+            assert "tensorflow" not in loaded
+            assert "torch" not in loaded
