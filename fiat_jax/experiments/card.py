@@ -98,7 +98,7 @@ def _as_page(card: Mapping[str, Any]) -> str:
         [
             f"# Reasoning for {card['task']}: set `{card['set']}`",
             "",
-            f"{agreement_line(card)[0].upper()}{agreement_line(card)[1:]}.",
+            f"{agreement_line(card)}.",
             "",
             "| | |\n|---|---|",
             *(f"| {name} | {value} |" for name, value in facts),

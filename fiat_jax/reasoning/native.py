@@ -54,13 +54,16 @@ class Native:
 
 
 class NativeBackend:
-    """The engine as a backend: loaded and compiled with the first prompt, for what `expect` was told will come."""
+    """The engine as a backend: loaded and compiled with the first prompt, for what `expect` was told will come.
+
+    `worker` drives it from then on, until `close`.
+    """
 
     def __init__(self, native: Native, mesh: MeshConfig, tokenizer: Tokenizer):
         self._native, self._mesh_config, self._tokenizer = native, mesh, tokenizer
         self._checkpoint = open_checkpoint(native.path)
         self._shapes: EngineConfig | None = None
-        self._worker: Worker | None = None
+        self.worker: Worker | None = None
         self._prefixes: dict[tuple[int, ...], Future[str]] = {}
 
     first_alone = False
@@ -142,19 +145,19 @@ class NativeBackend:
 
     async def close(self) -> None:
         """End the engine's thread."""
-        if self._worker is not None:
-            await asyncio.to_thread(self._worker.close)
-            self._worker = None
+        if self.worker is not None:
+            await asyncio.to_thread(self.worker.close)
+            self.worker = None
 
     def _started(self, prompt: ReasoningPrompt) -> Worker:
-        if self._worker is None:
+        if self.worker is None:
             if self._shapes is None:
                 self.expect([prompt])
             model = load_model(
                 ModelConfig(self._native.path, self._native.dtype), self._mesh_config.build(), tuned=False
             )
-            self._worker = Worker(Engine(model, self._tokenizer.eos_id, self._shapes))
-        return self._worker
+            self.worker = Worker(Engine(model, self._tokenizer.eos_id, self._shapes))
+        return self.worker
 
     def _split(self, prompt: ReasoningPrompt) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return what of a prompt is read as a shared prefix, and what as its own."""
