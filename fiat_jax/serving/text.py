@@ -238,7 +238,7 @@ class SampleText:
                 text += self._stream.push([token])
                 # a token that begins what ends the text is none of the text's
                 if self._ask.log_probs and not (self.stopped and self._stream.length <= offset):
-                    tokens.append(self._told(new, n, offset))
+                    tokens.append(self._told(token, new.log_probs[n], new.alternatives[n : n + 1], offset))
                 if self.stopped:
                     count = n + 1
                     break
@@ -249,15 +249,14 @@ class SampleText:
             text += self._stream.finish()
         if self.stopped:
             finish_reason = "stop"
+        elif self._ask.log_probs and new.end:
+            end = new.end.token, new.end.log_prob, new.end.alternatives
+            tokens.append(self._told(*end, self._stream.length))
         return Piece(new.sample, text, count, tuple(tokens), finish_reason)
 
-    def _told(self, new: Progress, n: int, offset: int) -> Token:
-        spell = self._spelled
-        best = {spell(token): value for token, value in new.alternatives[n].items()} if new.alternatives else {}
-        return Token(spell(new.tokens[n]), new.log_probs[n], offset, best)
-
-    def _spelled(self, token: int) -> str:
-        return spelled(self._tokenizer, token)
+    def _told(self, token: int, log_prob: float, places: Sequence[Mapping[int, float]], offset: int) -> Token:
+        best = {spelled(self._tokenizer, other): value for place in places for other, value in place.items()}
+        return Token(spelled(self._tokenizer, token), log_prob, offset, best)
 
 
 def spelled(tokenizer: Tokenizer, token: int) -> str:
