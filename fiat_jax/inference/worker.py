@@ -1,6 +1,7 @@
 """An engine driven by a thread of its own, so that requests may come from anywhere and at any time."""
 
 import asyncio
+import collections
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
@@ -27,7 +28,8 @@ class Worker:
     def __init__(self, engine: Engine):
         self.engine = engine
         self._changed = threading.Condition()
-        self._commands: list[Callable[[], None]] = []
+        self._commands = collections.deque[Callable[[], None]]()
+        self._calls = collections.deque[tuple[Future, Callable[[], Any]]]()
         self._closed = False
         self._under_way: dict[int, _Asked] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -84,17 +86,9 @@ class Worker:
         return self._call(lambda: self.engine.rank(text, answers, **how))
 
     def _call(self, function: Callable[[], T]) -> "Future[T]":
-        """Let the engine's thread call a function between two blocks."""
+        """Let the engine's thread call a function between two blocks: one of them, so that blocks go on."""
         result: Future[T] = Future()
-
-        def call() -> None:
-            if result.set_running_or_notify_cancel():
-                try:
-                    result.set_result(function())
-                except Exception as error:  # of the caller, who is waiting in another thread
-                    result.set_exception(error)
-
-        self._tell(call)
+        self._put(self._calls, (result, function))
         return result
 
     @property
@@ -110,22 +104,26 @@ class Worker:
         self._thread.join()
 
     def _tell(self, command: Callable[[], None]) -> None:
+        self._put(self._commands, command)
+
+    def _put(self, queue: "collections.deque[T]", what: T) -> None:
         with self._changed:
             if self._closed:
                 raise EngineClosed("the engine is closed")
-            self._commands.append(command)
+            queue.append(what)
             self._changed.notify()
 
     def _when_done(self, future: Future, asked: "_Asked") -> None:
-        if future.cancelled() and not self._closed:
-            self._tell(lambda: self._cancel(asked))
+        if future.cancelled():
+            with contextlib.suppress(EngineClosed):
+                self._tell(lambda: self._cancel(asked))
 
     def _begin(self, asked: "_Asked") -> None:
         if asked.future.cancelled():
             return
         try:
             asked.number = self.engine.submit(asked.request)
-        except UserError as error:
+        except Exception as error:  # of this request; nothing was computed yet
             asked.fail(error)
         else:
             self._under_way[asked.number] = asked
@@ -146,13 +144,21 @@ class Worker:
     def _obey(self) -> bool:
         """Carry out what was asked, waiting where there is nothing to do; False when all is over."""
         with self._changed:
-            while not self._commands and not self._under_way and not self._closed:
+            while not (self._commands or self._calls or self._under_way or self._closed):
                 self._changed.wait()
             if self._closed:
                 return False
-            commands, self._commands = self._commands, []
+            commands = list(self._commands)
+            self._commands.clear()
+            call = self._calls.popleft() if self._calls else None
         for command in commands:
             command()
+        if call and call[0].set_running_or_notify_cancel():
+            result, function = call
+            try:
+                result.set_result(function())
+            except Exception as error:  # of the caller, who is waiting in another thread
+                result.set_exception(error)
         return True
 
     def _step(self) -> None:
@@ -175,12 +181,16 @@ class Worker:
     def _fail(self, error: BaseException) -> None:
         with self._changed:
             self._closed = True
-            commands, self._commands = self._commands, []
-        for command in commands:
-            command()  # what was still to begin is under way now, and fails with the rest
+        for command in self._commands:
+            with contextlib.suppress(Exception):  # an engine that has failed may fail in this, too
+                command()  # what was still to begin is under way now, and fails with the rest
+        for result, _ in self._calls:
+            if result.set_running_or_notify_cancel():
+                result.set_exception(error)
         for number, asked in self._under_way.items():
-            self.engine.cancel(number)
             asked.fail(error)
+            with contextlib.suppress(Exception):
+                self.engine.cancel(number)
         self._under_way.clear()
 
 
