@@ -148,17 +148,15 @@ class Worker:
                 self._changed.wait()
             if self._closed:
                 return False
-            commands = list(self._commands)
-            self._commands.clear()
-            call = self._calls.popleft() if self._calls else None
-        for command in commands:
-            command()
-        if call and call[0].set_running_or_notify_cancel():
-            result, function = call
-            try:
-                result.set_result(function())
-            except Exception as error:  # of the caller, who is waiting in another thread
-                result.set_exception(error)
+        for _ in range(len(self._commands)):  # one by one: where one fails, those behind it are not lost
+            self._commands.popleft()()
+        if self._calls:
+            result, function = self._calls.popleft()
+            if result.set_running_or_notify_cancel():
+                try:
+                    result.set_result(function())
+                except Exception as error:  # of the caller, who is waiting in another thread
+                    result.set_exception(error)
         return True
 
     def _step(self) -> None:
