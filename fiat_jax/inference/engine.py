@@ -15,7 +15,7 @@ from fiat_jax.inference.config import EngineConfig
 from fiat_jax.inference.memory import check_memory
 from fiat_jax.inference.prefixes import Prefixes, check_tokens
 from fiat_jax.inference.programs import compile_programs, empty_admission
-from fiat_jax.inference.requests import Completion, FinishReason, Request, TextScore
+from fiat_jax.inference.requests import Completion, End, FinishReason, Request, TextScore
 from fiat_jax.inference.sampling import Chosen
 from fiat_jax.inference.scheduler import Scheduler
 from fiat_jax.inference.scheduler import Sequence as Queued
@@ -304,6 +304,9 @@ class Engine:
             reason: FinishReason | None = "stop" if cut else None
             if len(one.tokens) >= one.request.max_new_tokens and not cut:
                 reason = "length"
+            if one.tokens[-1] == self.end_id:
+                place = len(one.tokens) - 1
+                one.end = End(token, log_prob, tuple(one.alternatives[place : place + 1]))
             if reason:
                 del one.tokens[len(one.tokens) - cut :], one.log_probs[len(one.log_probs) - cut :]
                 self._scheduler.release(one, reason)

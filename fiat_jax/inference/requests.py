@@ -45,19 +45,32 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
+class End:
+    """The engine's end token where it was written: its log-probability, and the likeliest tokens in its place."""
+
+    token: int
+    log_prob: float
+    alternatives: tuple[dict[int, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Progress:
-    """Tokens of a sample with their log-probabilities; `finish_reason` where none will follow."""
+    """Tokens of a sample with their log-probabilities; `finish_reason` where none will follow, `end` where it says so.
+
+    The end token is not among the tokens.
+    """
 
     sample: int
     tokens: Sequence[int]
     log_probs: Sequence[float]
     alternatives: Sequence[dict[int, float]]
     finish_reason: FinishReason | None
+    end: End | None = None
 
     def after(self, count: int) -> "Progress":
         """Return those behind the first `count`."""
         more = tuple(self.tokens[count:]), tuple(self.log_probs[count:]), tuple(self.alternatives[count:])
-        return Progress(self.sample, *more, self.finish_reason)
+        return Progress(self.sample, *more, self.finish_reason, self.end)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from fiat_jax.inference.requests import Completion, FinishReason, Progress, Request
+from fiat_jax.inference.requests import Completion, End, FinishReason, Progress, Request
 
 Order = Literal["longest", "arrival"]
 PATIENCE = 4  # times the number of slots: so many may overtake the first in line while another group is at work
@@ -23,6 +23,7 @@ class Sequence:
     log_probs: list[float] = dataclasses.field(default_factory=list)
     alternatives: list[dict[int, float]] = dataclasses.field(default_factory=list)
     finish_reason: FinishReason | None = None
+    end: End | None = None
 
     @property
     def weight(self) -> int:
@@ -32,7 +33,7 @@ class Sequence:
     @property
     def progress(self) -> Progress:
         """What it has come to so far: its own lists, which grow."""
-        return Progress(self.sample, self.tokens, self.log_probs, self.alternatives, self.finish_reason)
+        return Progress(self.sample, self.tokens, self.log_probs, self.alternatives, self.finish_reason, self.end)
 
     @property
     def completion(self) -> Completion:

@@ -48,6 +48,7 @@ class Driver:
         self._changed = threading.Condition()
         self._told: list[tuple[Command, Answer]] = []
         self._calls = collections.deque[tuple[Command, Answer]]()
+        self._doing = collections.deque[tuple[Command, Answer]]()
         self._closed = False
         self._hands: list[_Hand] = []
         self._workers: list[Worker] = []
@@ -107,9 +108,10 @@ class Driver:
         error: BaseException = EngineClosed("the engine was closed before this request was answered")
         try:
             while (told := self._next()) is not None:
+                self._doing = told
                 from_main([command for command, _ in told])
-                for command, answer in told:
-                    self._obey(command, answer)
+                while told:  # one by one: where one fails, those behind it hear of it
+                    self._obey(*told.popleft())
                 for hand, worker in zip(self._hands, self._workers, strict=True):
                     worker.take(hand.step(), hand.progress())
             from_main(None)
@@ -119,7 +121,7 @@ class Driver:
         finally:
             self._fail(error)
 
-    def _next(self) -> list[tuple[Command, Answer]] | None:
+    def _next(self) -> "collections.deque[tuple[Command, Answer]] | None":
         """Return what is to be done, waiting where there is nothing; None when all is over."""
         with self._changed:
             while not (self._told or self._calls or self._closed or any(hand.busy for hand in self._hands)):
@@ -127,8 +129,11 @@ class Driver:
                     break
             if self._closed:
                 return None
-            told, self._told = self._told, []
-            return [*told, self._calls.popleft()] if self._calls else told
+            told = collections.deque(self._told)
+            self._told.clear()
+            if self._calls:
+                told.append(self._calls.popleft())
+            return told
 
     def _obey(self, command: Command, answer: Answer) -> None:
         try:
@@ -141,13 +146,12 @@ class Driver:
     def _fail(self, error: BaseException) -> None:
         with self._changed:
             self._closed = True
-            told, self._told = [*self._told, *self._calls], []
-            self._calls.clear()
-        for _, answer in told:
-            answer(None, error)
+        for _, answer in (*self._doing, *self._told, *self._calls):
+            with contextlib.suppress(Exception):  # an engine that has failed may fail in this, too
+                answer(None, error)
         for hand, worker in zip(self._hands, self._workers, strict=True):
             worker.fail(error)
-            with contextlib.suppress(Exception):  # an engine that has failed may fail in this, too
+            with contextlib.suppress(Exception):
                 hand.end_all()
 
 
@@ -258,7 +262,7 @@ class Worker:
     def end(self, future: "Pending", sample: int | None = None) -> None:
         """End a sample of a request, or all of them: its completion is what there is."""
         with contextlib.suppress(EngineClosed):
-            self._tell("end", _nobody, future.ticket, sample)
+            self._tell("end", _ended, future.ticket, sample)
 
     def add_prefix(self, tokens: Sequence[int], **where: Any) -> "Future[str]":
         """Read a prefix between two blocks; see `Engine.add_prefix`."""
@@ -324,8 +328,10 @@ class Worker:
             self.end(future)
 
 
-def _nobody(value: Any, error: BaseException | None) -> None:
-    pass
+def _ended(value: Any, error: BaseException | None) -> None:
+    """Nobody waits for the end of a request; an engine that fails in it has failed."""
+    if error is not None:
+        raise error
 
 
 class Stream:

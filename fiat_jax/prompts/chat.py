@@ -10,7 +10,10 @@ from fiat_jax.errors import UserError
 
 # to a template that asks for the date: a prompt must not change overnight
 TODAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
-RENDERING = ("messages", "conversations", "chat_template", "add_generation_prompt", "tools", "documents")
+RENDERING = (
+    "messages", "conversations", "chat_template", "add_generation_prompt", "continue_final_message",
+    "return_assistant_tokens_mask", "tools", "documents",
+)  # fmt: skip
 USER, ANSWER = "⟦fiat: the user's words⟧", "⟦fiat: the answer⟧"  # stand-ins that no template writes by itself
 
 

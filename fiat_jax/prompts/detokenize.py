@@ -12,7 +12,7 @@ class TextStream:
 
     `push` returns the text that is certain by now: characters whose bytes have all come, and nothing that may turn out
     to begin one of the strings in `stop`. All that was returned, `finish` included, is the text of all tokens, or what
-    of it stands before the first of these strings; `stopped` then, and nothing follows.
+    of it stands before the first of these strings to be whole; `stopped` then, and nothing follows.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Iterable[str] = ()):
@@ -49,11 +49,12 @@ class TextStream:
     def _hand_on(self, text: str) -> str:
         self._held += text
         self.length += len(text)
-        places = [place for place in map(self._held.find, self._stop) if place >= 0]
-        if places:
+        ends = [(place + len(stop), place) for stop in self._stop if (place := self._held.find(stop)) >= 0]
+        if ends:
             self.stopped = True
-            self.length -= len(self._held) - min(places)
-            return self._held[: min(places)]
+            _, start = min(ends)  # the first that is whole when characters come one by one, however tokens are cut
+            self.length -= len(self._held) - start
+            return self._held[:start]
         begun = max((_overlap(self._held, stop) for stop in self._stop), default=0)
         sure, self._held = self._held[: len(self._held) - begun], self._held[len(self._held) - begun :]
         return sure

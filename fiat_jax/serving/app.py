@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any, TypeVar
 
+from pydantic_core import from_json
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -102,10 +102,10 @@ class Handlers:
                 raise ApiError(400, "prompt: a fused pair answers one text, or a row's fields as JSON", param="prompt")
             return await self._answer_row(request, model, _row(model, body.row, body.prompts[0]), form, body)
         _refuse_row(body.row)
+        count, most = len(body.prompts), self._service.serve.samples
+        if not 0 < count <= most:
+            raise ApiError(400, f"{count} prompts in one request; this server takes 1 to {most}", param="prompt")
         prompts = [await self._encoded(model, prompt, "prompt") for prompt in body.prompts]
-        if not 0 < len(prompts) <= self._service.serve.samples:
-            most = self._service.serve.samples
-            raise ApiError(400, f"{len(prompts)} prompts in one request; this server takes 1 to {most}", param="prompt")
         new = self._new_tokens(model, prompts, body.max_tokens)
         texts = [prompt if isinstance(prompt, str) else None for prompt in body.prompts]
         asks = [
@@ -189,6 +189,8 @@ class Handlers:
                     parts.append(part)
         except TimeoutError:
             raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} s") from None
+        except ClientDisconnect:
+            raise ApiError(499, "the client went away") from None
         return b"".join(parts)
 
     async def _encoded(self, model: TextModel, prompt: str | Sequence[int], param: str) -> tuple[int, ...]:
@@ -320,7 +322,7 @@ def _row(pair: Pair, given: dict | None, text: str) -> dict:
     if given is not None:
         return given
     with contextlib.suppress(ValueError):
-        found = json.loads(text)
+        found = from_json(text)  # which also takes neither half characters nor brackets without end
         if isinstance(found, dict):
             return found
     if len(pair.fields) != 1:

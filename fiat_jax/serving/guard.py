@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 from fiat_jax.serving.errors import ApiError
 from fiat_jax.serving.service import Service
 
+logger = logging.getLogger(__name__)
 access = logging.getLogger("fiat_jax.serving.access")
 OPEN_PATHS = ("/health",)
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -41,19 +42,24 @@ class Guard:
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope["state"] = {**scope.get("state", {}), "began": began, "request_id": request_id}
-        status = 499  # unless an answer begins
+        status, told = 499, False  # unless an answer begins
 
         async def sending(message: Any) -> None:
-            nonlocal status
+            nonlocal status, told
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
+            told = message["type"] == "http.response.body" and not message.get("more_body")
 
         try:
             refusal = self._refusal(scope, headers)
             app = self._app if refusal is None else JSONResponse(refusal.body(), refusal.status, refusal.headers)
             await app(scope, receive, sending)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if not told:
+                raise  # so that the connection ends
         finally:
             self._account(scope, state, status, time.monotonic() - began)
 

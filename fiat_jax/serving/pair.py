@@ -1,5 +1,6 @@
 """The fused pair (Algorithm 2 of the paper): θ_β writes about a row, and θ_τ answers having read it."""
 
+import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -161,7 +162,7 @@ class Pair:
         row = self._check(row)
         reasoning, details, text, reason = None, {}, "", None
         if self._reasoner is not None and self._renderer is not None:
-            prompt = self._renderer.reasoning_prompt(row)
+            prompt = await asyncio.to_thread(self._renderer.reasoning_prompt, row)
             try:
                 async for piece in self._reasoner.stream(prompt, self._seed(row), usage):
                     text, reason = text + piece.text, piece.finish_reason or reason
@@ -173,7 +174,7 @@ class Pair:
                     raise
                 logger.warning("answered without reasoning: %s", error.message)
                 reasoning, details = None, {"without_reasoning": error.message}
-        rendered = self._render(row, reasoning)
+        rendered = await asyncio.to_thread(self._render, row, reasoning)
         found = await self._answerer.answer(row, rendered, usage)
         yield Part("answer", found.text)
         details |= {"scores": dict(found.scores)} if found.scores else {}

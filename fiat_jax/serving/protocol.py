@@ -86,7 +86,6 @@ class Message(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
     role: Annotated[str, Field(pattern="^(system|developer|user|assistant)$")]
     content: str | list[TextPart]
-    name: str | None = None
 
     @property
     def text(self) -> str:

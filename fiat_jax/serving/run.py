@@ -3,12 +3,17 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fiat_jax.errors import UserError
 from fiat_jax.inference.worker import Driver
@@ -20,6 +25,7 @@ from fiat_jax.serving.service import Served, Service
 
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 0.5  # between two looks at whether the engines still live
+SILENT_SECONDS = 15.0  # between two looks at whether a connection has asked for anything
 Load = Callable[[Gate], Mapping[str, Served]]
 
 
@@ -30,7 +36,8 @@ def listen(serve: Serve) -> socket.socket:
         UserError: the address is taken, or not this machine's.
     """
     family = socket.AF_INET6 if ":" in serve.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # only where it is said to be TCP does asyncio send small pieces at once; others wait 40 ms to be acknowledged
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((serve.host, serve.port))
@@ -56,10 +63,14 @@ def run(serve: Serve, key: str | None, load: Load, driver: Driver, *, slots: int
             f"{serve.key_variable}, or listen on 127.0.0.1"
         )
     listening = listen(serve)
+    life = _Life(serve, key, load, driver, slots, say)
     try:
-        asyncio.run(_Life(serve, key, load, driver, slots, say).run(listening))
+        asyncio.run(life.run(listening))
     finally:
         listening.close()
+    if not life.loaded.done():  # a thread in XLA's compiler can neither be told to end nor outlive the interpreter
+        sys.stdout.flush()
+        os._exit(0)
 
 
 class _Life:
@@ -68,10 +79,17 @@ class _Life:
     ):
         self._serve, self._load, self._driver, self._say = serve, load, driver, say
         self._service = Service(serve, Gate(slots + serve.queue), Metrics())
+        self.loaded: Future[Mapping[str, Served]] = Future()
         app = make_app(self._service, key)
         self._server = uvicorn.Server(
             uvicorn.Config(
-                app, log_config=None, access_log=False, timeout_graceful_shutdown=5, server_header=False, ws="none"
+                app,
+                http=_Connection,
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=5,
             )
         )
         self._server.install_signal_handlers = lambda: None  # pyright: ignore
@@ -100,17 +118,21 @@ class _Life:
 
     async def _live(self) -> None:
         """Load the models, let requests in, and end when an engine has failed."""
-        pool = ThreadPoolExecutor(1, "load")
-        try:
-            models = await asyncio.get_running_loop().run_in_executor(pool, self._load, self._service.gate)
-        finally:
-            pool.shutdown(wait=False)
+        self.loaded.set_running_or_notify_cancel()
+        threading.Thread(target=self._load_all, name="load", daemon=True).start()
+        models = await asyncio.wrap_future(self.loaded)
         self._driver.start()
         self._service.open(models)
         self._say(f"ready: {', '.join(models)}")
         while self._driver.alive:
             await asyncio.sleep(LOOK_SECONDS)
         raise RuntimeError("an engine has failed; its error stands above")
+
+    def _load_all(self) -> None:
+        try:
+            self.loaded.set_result(self._load(self._service.gate))
+        except BaseException as error:  # raised where it is waited for
+            self.loaded.set_exception(error)
 
     async def _drain(self, stop: asyncio.Event) -> None:
         """Wait for those under way; a second signal does not."""
@@ -122,6 +144,24 @@ class _Life:
         for task in (draining, again):
             task.cancel()
         self._say("drained" if not gate.inside else f"{gate.inside} sequences were dropped")
+
+
+class _Connection(H11Protocol):
+    """A connection that is closed when it has asked for nothing for a while, however slowly it sends."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._look = self.loop.call_later(SILENT_SECONDS, self._close_if_silent, None)
+
+    def _close_if_silent(self, before: Any) -> None:
+        if self.cycle is before and (before is None or before.response_complete):
+            self.transport.close()
+        else:
+            self._look = self.loop.call_later(SILENT_SECONDS, self._close_if_silent, self.cycle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._look.cancel()
+        super().connection_lost(exc)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -10,6 +11,8 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from fiat_jax.serving.errors import ApiError
+
+logger = logging.getLogger(__name__)
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -84,15 +87,15 @@ async def _gone(request: Request) -> None:
 class EventStream(StreamingResponse):
     """Server-sent events, one a chunk, then [DONE]; what goes wrong on the way is the last chunk."""
 
-    def __init__(self, chunks: Flow[dict]):
+    def __init__(self, first: Sequence[dict], rest: Flow[dict]):
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # so that proxies hand on what they get
-        self._flow = _events(chunks)
+        self._rest, self._flow = rest, _events(first, rest)
         super().__init__(self._flow, media_type="text/event-stream", headers=headers)
 
-    async def stream_response(self, send: Any) -> None:
-        """Send all events, and close the stream however this ends."""
-        async with contextlib.aclosing(self._flow):
-            await super().stream_response(send)
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send all events, and close the stream however this ends, also before the first of them."""
+        async with contextlib.aclosing(self._rest), contextlib.aclosing(self._flow):
+            await super().__call__(scope, receive, send)
 
     @classmethod
     async def begun(cls, request: Request, chunks: Flow[dict]) -> "EventStream":
@@ -102,7 +105,7 @@ class EventStream(StreamingResponse):
         except BaseException:
             await chunks.aclose()
             raise
-        return cls(_behind(first, chunks))
+        return cls(first, chunks)
 
 
 async def collected_first(stream: Flow[T]) -> list[T]:
@@ -112,22 +115,18 @@ async def collected_first(stream: Flow[T]) -> list[T]:
     return []
 
 
-async def _behind(first: Sequence[T], rest: Flow[T]) -> Flow[T]:
-    async with contextlib.aclosing(rest):
-        for one in first:
-            yield one
-        async for one in rest:
-            yield one
-
-
-async def _events(chunks: Flow[dict]) -> Flow[str]:
-    async with contextlib.aclosing(chunks):
-        try:
-            async for chunk in chunks:
-                yield _event(chunk)
-        except ApiError as error:
-            yield _event(error.body())
-        yield "data: [DONE]\n\n"
+async def _events(first: Sequence[dict], rest: Flow[dict]) -> Flow[str]:
+    for chunk in first:
+        yield _event(chunk)
+    try:
+        async for chunk in rest:
+            yield _event(chunk)
+    except ApiError as error:
+        yield _event(error.body())
+    except Exception:
+        logger.exception("a stream failed")
+        yield _event(ApiError(500, "the server failed; its log says why").body())
+    yield "data: [DONE]\n\n"
 
 
 def _event(body: dict) -> str:

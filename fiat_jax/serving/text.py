@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import dataclasses
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from fiat_jax.errors import UserError
 from fiat_jax.inference.requests import Progress, Request, TextScore
@@ -17,6 +18,8 @@ from fiat_jax.serving.config import Serve
 from fiat_jax.serving.errors import ApiError, refused
 from fiat_jax.serving.gate import Gate
 from fiat_jax.serving.streams import Flow
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +99,7 @@ class TextModel:
         self.identity = dict(identity or {})
         self._serve, self._gate = serve, gate
         self.prefixes: dict[str, HeldPrefix] = {}
+        self._adding = asyncio.Lock()
 
     def encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """Return the ids of a prompt, with the token that texts begin with."""
@@ -130,13 +134,13 @@ class TextModel:
             ApiError: as many are held as may be.
             UserError: what is wrong with it.
         """
-        held = [prefix.ids for prefix in self.prefixes.values() if not prefix.pinned]
-        if len(held) >= self._serve.prefixes and tuple(ids) not in held:
-            raise ApiError(409, f"{len(held)} prefixes are held, which is all there may be: delete one first")
-        key = await asyncio.wrap_future(
-            self.worker.add_prefix(ids, adapter=self.adapter, tokenizer=self.tokenizer.fingerprint)
-        )
-        return self.prefixes.setdefault(key, HeldPrefix(tuple(ids), key))
+        about = {"adapter": self.adapter, "tokenizer": self.tokenizer.fingerprint}
+        async with self._adding:  # one by one, so that they can be counted
+            held = [prefix.ids for prefix in self.prefixes.values() if not prefix.pinned]
+            if len(held) >= self._serve.prefixes and tuple(ids) not in held:
+                raise ApiError(409, f"{len(held)} prefixes are held, which is all there may be: delete one first")
+            key = await self._done(lambda: self.worker.add_prefix(ids, **about))
+            return self.prefixes.setdefault(key, HeldPrefix(tuple(ids), key))
 
     def pin_prefix(self, ids: Sequence[int], directory: str | None = None) -> None:
         """Have a prefix read that is never forgotten; before the engine is driven."""
@@ -152,18 +156,43 @@ class TextModel:
         """
         if self.prefixes[key].pinned:
             raise UserError(f"prefix {key!r} is the pair's own I_β, and is kept")
-        await asyncio.wrap_future(self.worker.drop_prefix(key))
-        self.prefixes.pop(key, None)
+        held = self.prefixes.pop(key)  # at once: nobody may count on it from now on
+        try:
+            await self._done(lambda: self.worker.drop_prefix(key))
+        except UserError:
+            self.prefixes[key] = held
+            raise
 
     async def score(self, texts: Sequence[Sequence[int]], alternatives: int = 0) -> list[TextScore]:
-        """Return the log-probabilities of whole texts' own tokens."""
-        scoring = self.worker.score(texts, adapter=self.adapter, alternatives=alternatives)
-        return await asyncio.wrap_future(scoring)
+        """Return the log-probabilities of whole texts' own tokens.
+
+        Raises:
+            ApiError: there is no room for them, or they took too long.
+            UserError: what is wrong with them.
+        """
+        self._gate.enter(len(texts))
+        try:
+            about = {"adapter": self.adapter, "alternatives": alternatives}
+            return await self._done(lambda: self.worker.score(texts, **about))
+        finally:
+            self._gate.leave(len(texts))
 
     async def rank(self, text: Sequence[int], answers: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
         """Return the log-probabilities of each answer's tokens behind a text."""
-        scoring = self.worker.rank(text, answers, adapter=self.adapter)
-        return await asyncio.wrap_future(scoring)
+        return await self._done(lambda: self.worker.rank(text, answers, adapter=self.adapter))
+
+    async def _done(self, ask: "Callable[[], Future[T]]") -> T:
+        """Return what the engine's thread makes of something."""
+        try:
+            async with asyncio.timeout(self._serve.request_seconds):
+                return await asyncio.wrap_future(ask())
+        except EngineClosed as error:
+            raise ApiError(503, str(error), retry_after=5) from None
+        except TimeoutError:
+            raise self._late() from None
+
+    def _late(self) -> ApiError:
+        return ApiError(504, f"not answered within {self._serve.request_seconds:g} s; ask for less")
 
     async def stream(self, ask: Ask, *, admitted: bool = False) -> Flow[Piece]:
         """Yield the completions of a prompt as they are written; closing it frees their slots.
@@ -202,7 +231,12 @@ class TextModel:
         try:
             async with news:
                 ends = loop.time() + self._serve.request_seconds
-                while (new := await asyncio.wait_for(anext(news, None), ends - loop.time())) is not None:
+                while True:
+                    # not wait_for: it may take what comes just then in place of being cancelled (until Python 3.12)
+                    async with asyncio.timeout_at(ends):
+                        new = await anext(news, None)
+                    if new is None:
+                        return
                     if texts[new.sample].stopped:
                         continue
                     piece = texts[new.sample].take(new)
@@ -214,7 +248,7 @@ class TextModel:
         except UserError as error:
             raise refused(error) from None
         except TimeoutError:
-            raise ApiError(504, f"not answered within {self._serve.request_seconds:g} s; ask for less") from None
+            raise self._late() from None
 
 
 class SampleText:
@@ -238,7 +272,7 @@ class SampleText:
                 text += self._stream.push([token])
                 # a token that begins what ends the text is none of the text's
                 if self._ask.log_probs and not (self.stopped and self._stream.length <= offset):
-                    tokens.append(self._told(new, n, offset))
+                    tokens.append(self._told(token, new.log_probs[n], new.alternatives[n : n + 1], offset))
                 if self.stopped:
                     count = n + 1
                     break
@@ -249,15 +283,14 @@ class SampleText:
             text += self._stream.finish()
         if self.stopped:
             finish_reason = "stop"
+        elif self._ask.log_probs and new.end:
+            end = new.end.token, new.end.log_prob, new.end.alternatives
+            tokens.append(self._told(*end, self._stream.length))
         return Piece(new.sample, text, count, tuple(tokens), finish_reason)
 
-    def _told(self, new: Progress, n: int, offset: int) -> Token:
-        spell = self._spelled
-        best = {spell(token): value for token, value in new.alternatives[n].items()} if new.alternatives else {}
-        return Token(spell(new.tokens[n]), new.log_probs[n], offset, best)
-
-    def _spelled(self, token: int) -> str:
-        return spelled(self._tokenizer, token)
+    def _told(self, token: int, log_prob: float, places: Sequence[Mapping[int, float]], offset: int) -> Token:
+        best = {spelled(self._tokenizer, other): value for place in places for other, value in place.items()}
+        return Token(spelled(self._tokenizer, token), log_prob, offset, best)
 
 
 def spelled(tokenizer: Tokenizer, token: int) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import CancelledError
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -149,3 +150,49 @@ def test_a_failure_of_the_engine_reaches_all_who_wait(engine, monkeypatch):
         worker.submit(Request((5, 7), 5)).result(60)
     with pytest.raises(UserError, match="the engine is closed"):
         worker.submit(Request((5, 7), 5))
+
+
+def test_an_engine_that_fails_in_everything_still_reaches_all_who_wait(engine, monkeypatch):
+    worker = Worker(engine)
+    under_way = worker.submit(Request((5, 7), 590))
+    while not engine.load[0]:
+        threading.Event().wait(0.01)
+
+    def fail(*_):
+        failing.wait(10)
+        raise MemoryError("the device is gone")
+
+    failing = threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "excepthook", lambda _: None)
+        patch.setattr(engine, "step", fail)
+        patch.setattr(engine, "cancel", fail)
+        more = [worker.submit(Request((5, 7), 5)), worker.score([(1, 2)]), worker.add_prefix([1, 2])]
+        worker.end(under_way)
+        failing.set()
+        for future in (under_way, *more):
+            with pytest.raises((MemoryError, UserError)):
+                future.result(10)
+        worker.close()
+    for number in range(engine._ids):
+        engine.cancel(number)
+    list(engine.run())
+
+
+def test_between_two_blocks_one_call_is_answered_so_that_blocks_go_on(worker, monkeypatch):
+    happened, queued, step = [], threading.Event(), worker.engine.step
+
+    def block():
+        queued.wait(10)
+        happened.append("block")
+        return step()
+
+    monkeypatch.setattr(worker.engine, "step", block)
+    monkeypatch.setattr(worker.engine, "score", lambda *args, **how: happened.append("call"))
+    busy = worker.submit(Request((5, 7), 500))
+    calls = [worker.score([(1, 2)]) for _ in range(20)]
+    queued.set()
+    for call in calls:
+        call.result(60)
+    busy.cancel()
+    assert ("call", "call") not in pairwise(happened)

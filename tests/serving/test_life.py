@@ -11,7 +11,7 @@ import time
 import httpx
 import openai
 import pytest
-from support.server import SMALL, Server, serving
+from support.server import SMALL, serving
 from support.world import write_rows
 
 LONG = ("--gin.Native.path=large", *SMALL, "--gin.Serve.max_length=2000", "--gin.Serve.queue=400")
@@ -23,18 +23,6 @@ def long(pair):
     """A server whose answers may be long."""
     with serving(pair, *LONG) as server:
         yield server
-
-
-def sequences(server: Server) -> float:
-    lines = server.http().get("/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith('fiat_sequences{model="large"'))
-
-
-def settled(server: Server, seconds: float = 10) -> bool:
-    end = time.monotonic() + seconds
-    while sequences(server) and time.monotonic() < end:
-        time.sleep(0.05)
-    return not sequences(server)
 
 
 def test_after_a_flood_of_clients_that_leave_a_short_request_is_answered_at_once(long):
@@ -60,7 +48,7 @@ def test_after_a_flood_of_clients_that_leave_a_short_request_is_answered_at_once
     assert left > 150
     assert answer.status_code == 200
     assert seconds < 5
-    assert settled(long)
+    assert long.settled()
 
 
 def test_a_client_that_reads_slowly_holds_up_nobody(long):
@@ -75,7 +63,7 @@ def test_a_client_that_reads_slowly_holds_up_nobody(long):
         slow.append(connection)
     answer = long.http().post("/v1/completions", json={**STORY, "max_tokens": 3})
     assert answer.status_code == 200
-    assert settled(long, 60)  # the engine does not wait for them
+    assert long.settled(60)  # the engine does not wait for them
     for connection in slow:
         connection.close()
 
@@ -107,7 +95,7 @@ def test_a_second_signal_does_not_wait(pair):
     with serving(pair, *LONG) as server:
         asked = threading.Thread(target=_swallow, args=(server, {**STORY, "n": 16}))
         asked.start()
-        while not sequences(server):
+        while not server.sequences():
             time.sleep(0.01)
         server.process.send_signal(signal.SIGTERM)
         server.says("draining")

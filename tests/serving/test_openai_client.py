@@ -121,6 +121,24 @@ def test_an_echoed_prompt_is_scored_token_by_token(client, large):
     assert more.text[offsets[len(ids)] :] == "".join(more.logprobs.tokens[len(ids) :])
 
 
+def test_the_end_of_a_text_has_its_log_probability_too(client, large):
+    """Clients that score texts ask for one new token, and leave out what is told of the last: so there must be one."""
+    model, tokenizer = large
+    prompts_BT = np.random.default_rng(0).integers(0, tokenizer.vocab_size, (8192, 3))
+    last_BV = np.asarray(jax.nn.log_softmax(logits(model, prompts_BT)[:, -1]))
+    (ending, *_) = np.flatnonzero(last_BV.argmax(-1) == tokenizer.eos_id)
+    asked = {"model": "large", "prompt": prompts_BT[ending].tolist(), "temperature": 0, "logprobs": 2}
+    found = client.completions.create(**asked, max_tokens=1, echo=True).choices[0]
+    alone = client.completions.create(**asked, max_tokens=5).choices[0]
+    assert (alone.text, found.finish_reason, alone.finish_reason) == ("", "stop", "stop")
+    for told in (found.logprobs, alone.logprobs):
+        assert told.tokens[-1] == "</s>"
+        assert told.token_logprobs[-1] == pytest.approx(float(last_BV[ending].max()), abs=1e-3)
+        assert len(told.top_logprobs[-1]) == 2
+    assert [len(told.tokens) for told in (found.logprobs, alone.logprobs)] == [4, 1]
+    assert found.logprobs.text_offset[-1] == len(found.text)
+
+
 def test_a_chat_is_told_in_the_models_template(client, large):
     tokenizer = large[1]
     messages = [
@@ -136,7 +154,7 @@ def test_a_chat_is_told_in_the_models_template(client, large):
     ids += [bos, *tokenizer.encode("user: "), *tokenizer.encode("Is it </s> sunny?"), *tokenizer.encode("\n")]
     ids += [bos, *tokenizer.encode("assistant: "), *tokenizer.encode("Yes."), *tokenizer.encode("\n")]
     ids += [bos, *tokenizer.encode("user: "), *tokenizer.encode("And on\nhill 3?"), *tokenizer.encode("\n")]
-    ids += [bos, *tokenizer.encode("assistant: ")]
+    ids += [bos, *tokenizer.encode("assistant:")]  # its space is a part of the first word
     assert tokenizer.eos_id not in ids
     plain = client.completions.create(model="large", prompt=ids, max_tokens=11, temperature=0, logprobs=2)
     choice = found.choices[0]

@@ -1,12 +1,15 @@
 """`fiat serve` in a process of its own, and clients of it."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -18,8 +21,10 @@ SMALL = ("--gin.Native.dtype=float32", "--gin.Native.slots=4", "--gin.Native.blo
 class Server:
     """A running `fiat serve`, what it has printed, and clients of it."""
 
-    def __init__(self, world: World, *arguments: str, env: dict[str, str] | None = None):
-        command = [sys.executable, "-m", "fiat_jax", "serve", "--gin.Serve.port=0", *arguments]
+    def __init__(self, world: World, *arguments: str, env: dict[str, str] | None = None, before: str = ""):
+        program = ["-c", f"{before}\nimport sys\nfrom fiat_jax.cli import main\nsys.exit(main())"]
+        command = [sys.executable, *(program if before else ["-m", "fiat_jax"]), "serve", "--gin.Serve.port=0"]
+        command += arguments
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         self.process = subprocess.Popen(command, cwd=world.root, env=world.env | (env or {}), text=True, **pipes)
         self.lines: list[str] = []
@@ -55,6 +60,27 @@ class Server:
         client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120, **options)
         return self._clients.enter_context(client)
 
+    def sequences(self) -> float:
+        """How many are in slots or wait for one."""
+        lines = self.http().get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("fiat_sequences{"))
+
+    def settled(self, seconds: float = 20) -> bool:
+        """Wait until there are none."""
+        end = time.monotonic() + seconds
+        while (left := self.sequences()) and time.monotonic() < end:
+            time.sleep(0.05)
+        return not left
+
+    def memory(self) -> float:
+        """Resident memory, MiB."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def files(self) -> int:
+        """How many files and connections are open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
     def close(self) -> None:
         self._clients.close()
         self.process.wait()
@@ -69,8 +95,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(world: World, *arguments: str, env: dict[str, str] | None = None, ready: bool = True) -> Iterator[Server]:
-    server = Server(world, *arguments, env=env)
+def serving(world: World, *arguments: str, ready: bool = True, **options: Any) -> Iterator[Server]:
+    """Start a server, and wait until it is ready; `before` is Python that its process runs first."""
+    server = Server(world, *arguments, **options)
     try:
         if ready:
             server.says("ready:")
