@@ -25,6 +25,7 @@ from fiat_jax.serving.streams import EventStream, Flow, collected, mapped, merge
 from fiat_jax.serving.text import Ask, Piece, TextModel, echoed
 
 T = TypeVar("T")
+Said = TypeVar("Said", Piece, Part)
 BODY_SECONDS = 30.0  # in which a client must have sent its body
 CHAT_TOKENS = 1 << 20  # what a chat may write that names no number: as much as there is room for
 
@@ -93,6 +94,7 @@ class Handlers:
         body: CompletionRequest = parse(CompletionRequest, await self._body(request))
         model = self._service.find(body.model)
         request.state.model = model.name
+        self._log_asked(request, body.row or body.prompt)
         if body.best_of not in (None, body.n):
             raise ApiError(400, "best_of: only as many as `n` are drawn here", param="best_of")
         self._check_top(body.logprobs, "logprobs")
@@ -119,6 +121,7 @@ class Handlers:
         body: ChatRequest = parse(ChatRequest, await self._body(request))
         model = self._service.find(body.model)
         request.state.model = model.name
+        self._log_asked(request, body.row or [[message.role, message.text] for message in body.messages])
         self._check_top(body.top_logprobs, "top_logprobs")
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
@@ -174,6 +177,11 @@ class Handlers:
                     raise ApiError(409, str(error)) from None
                 return JSONResponse({"id": key, "object": "prefix", "deleted": True})
         raise ApiError(404, f"there is no prefix {key!r}")
+
+    def _log_asked(self, request: Request, asked: Any) -> None:
+        """Have the log tell what was asked and answered, where that is wanted."""
+        if self._service.serve.log_text:
+            request.state.asked = asked
 
     async def _body(self, request: Request) -> bytes:
         """Read a body, as far as one may go."""
@@ -273,10 +281,10 @@ class Handlers:
             self._service.gate.leave(1)
 
     async def _counted(
-        self, request: Request, model: str, usage: Usage, pieces: Flow[tuple[int, T]]
-    ) -> Flow[tuple[int, T]]:
+        self, request: Request, model: str, usage: Usage, pieces: Flow[tuple[int, Said]]
+    ) -> Flow[tuple[int, Said]]:
         """Pass pieces on, and count their tokens and how long the first one took."""
-        metrics, first = self._service.metrics, True
+        metrics, first, texts = self._service.metrics, True, dict[tuple[int, int], str]()
         try:
             async with contextlib.aclosing(pieces):
                 async for n, piece in pieces:
@@ -287,9 +295,13 @@ class Handlers:
                         usage.completion += piece.count
                     elif isinstance(piece, Part) and "without_reasoning" in piece.details:
                         metrics.without_reasoning.labels(model).inc()
+                    place = n, piece.sample if isinstance(piece, Piece) else 0
+                    texts[place] = texts.get(place, "") + piece.text
                     yield n, piece
         finally:
             request.state.usage = usage
+            if self._service.serve.log_text:
+                request.state.answered = [texts[place] for place in sorted(texts)]
             for kind, count in (("prompt", usage.prompt), ("cached", usage.cached), ("completion", usage.completion)):
                 metrics.tokens.labels(model, kind).inc(count)
 

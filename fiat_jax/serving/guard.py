@@ -99,4 +99,5 @@ class Guard:
         self._service.metrics.seconds.labels(path).observe(seconds)
         line = {"id": state["request_id"], "method": scope["method"], "path": path, "model": model, "status": status}
         line |= {"seconds": round(seconds, 4)} | (usage.body() if usage else {})
-        access.info("%s", json.dumps(line))
+        line |= {name: state[name] for name in ("asked", "answered") if name in state}  # where Serve.log_text says so
+        access.info("%s", json.dumps(line, ensure_ascii=False))

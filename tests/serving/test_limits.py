@@ -112,7 +112,12 @@ def test_what_was_done_is_counted(http):
 @pytest.fixture(scope="module")
 def guarded(pair):
     """A server with a key and room for three sequences, whose answers take long."""
-    small = ("--gin.Native.slots=2", "--gin.Serve.queue=1", "--gin.Serve.request_seconds=20")
+    small = (
+        "--gin.Native.slots=2",
+        "--gin.Serve.queue=1",
+        "--gin.Serve.request_seconds=20",
+        "--gin.Serve.log_text=True",
+    )
     options = ("--gin.Native.path=large", *SMALL, *small, "--gin.Serve.max_length=2000")
     with serving(pair, *options, env={"FIAT_API_KEY": "sésame"}) as server:
         yield server
@@ -148,6 +153,14 @@ def test_who_finds_the_queue_full_is_told_to_come_back_and_those_inside_are_answ
     assert too_many.status_code == 400
     assert "4 completions are asked for at once; this server takes 3" in too_many.text
     assert http.post("/v1/completions", json={**asked, "max_tokens": 1}).status_code == 200
+
+
+def test_the_log_tells_texts_where_that_is_wanted(guarded):
+    http = guarded.http(headers={"Authorization": "Bearer sésame".encode(), "X-Request-Id": "told"})
+    answer = http.post("/v1/completions", json={"prompt": "Es ist trüb", "max_tokens": 5, "n": 2}).json()
+    line = json.loads(guarded.says('"told"'))
+    assert line["asked"] == "Es ist trüb"
+    assert line["answered"] == [choice["text"] for choice in answer["choices"]]
 
 
 def test_the_gate_counts_and_drains():
