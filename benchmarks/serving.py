@@ -23,7 +23,7 @@ import time
 from train_step import SHAPE
 
 GOALS = {"seconds_at_64_clients": 1.05, "first_token": 1.2}
-CLIENTS, OWN, NEW, TRIES = 64, 64, 64, 15
+CLIENTS, OWN, NEW, TRIES = 64, 64, 64, 5
 
 
 def write_tokenizer(directory: str) -> None:
