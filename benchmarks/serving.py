@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/serving.py --torch-python .venv/bin/python
 
-The model has SmolLM2-135M's shape and random weights, float32. One engine answers the same 64 requests of 64 own and 32
-new tokens, in turn by itself and behind the server, asked by 64 clients of another process; then one request at a time,
-whose first token is waited for, beside an engine that writes one token. Both sides share the machine's cores with the
-clients.
+The model has SmolLM2-135M's shape and random weights, float32. One engine answers the same 64 requests of 64 own and
+128 new tokens (`--new`), in turn by itself and behind the server, asked by 64 clients of another process; then one
+request at a time, whose first token is waited for, beside an engine that writes one token. Both sides share the
+machine's cores with the clients.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import time
 from train_step import SHAPE
 
 GOALS = {"seconds_at_64_clients": 1.05, "first_token": 1.2}
-CLIENTS, OWN, NEW, TRIES = 64, 64, 32, 5
+CLIENTS, OWN, TRIES = 64, 64, 5
 
 
 def write_tokenizer(directory: str) -> None:
@@ -43,15 +43,15 @@ def write_tokenizer(directory: str) -> None:
         json.dump({"eos_token": "</s>"}, file)
 
 
-async def clients(url: str, prompts: list[list[int]]) -> dict:
+async def clients(url: str, new: int, prompts: list[list[int]]) -> dict:
     """Ask as all clients do; return how long all took, and how long the first token of each of some more."""
     import httpx
 
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
 
-        async def ask(ids: list[int], new: int = NEW) -> int:
-            answer = await http.post("/v1/completions", json={"prompt": ids, "max_tokens": new, "temperature": 0})
+        async def ask(ids: list[int], most: int = new) -> int:
+            answer = await http.post("/v1/completions", json={"prompt": ids, "max_tokens": most, "temperature": 0})
             assert answer.status_code == 200, answer.text
             return answer.json()["usage"]["completion_tokens"]
 
@@ -70,7 +70,7 @@ async def clients(url: str, prompts: list[list[int]]) -> dict:
     return {"seconds": seconds, "tokens": tokens, "first_token": statistics.median(firsts)}
 
 
-def served(engine, tokenizer, prompts: list[list[int]]) -> dict:
+def served(engine, tokenizer, new: int, prompts: list[list[int]]) -> dict:
     """Put the server before an engine, and let clients of another process ask it."""
     import uvicorn
 
@@ -91,7 +91,7 @@ def served(engine, tokenizer, prompts: list[list[int]]) -> dict:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        command = [sys.executable, __file__, "--ask", url]
+        command = [sys.executable, __file__, "--ask", url, "--new", str(new)]
         done = subprocess.run(command, input=json.dumps(prompts), capture_output=True, text=True, check=False)
         server.should_exit = True
         thread.join()
@@ -100,7 +100,7 @@ def served(engine, tokenizer, prompts: list[list[int]]) -> dict:
     return json.loads(done.stdout)
 
 
-def measure(model: str, repeats: int) -> dict:
+def measure(model: str, new: int, repeats: int) -> dict:
     """Answer with the engine and with the server in turn; return the medians of both."""
     from fiat_jax.experiments import runtime
     from fiat_jax.inference.engine import Engine, EngineConfig
@@ -113,11 +113,18 @@ def measure(model: str, repeats: int) -> dict:
     rng = random.Random(0)
     prompts = [[rng.randrange(3, 250) for _ in range(OWN)] for _ in range(CLIENTS)]
     config = EngineConfig(
-        CLIENTS, OWN + NEW, block=16, prefill_rows=8, shortest_bucket=OWN, alternatives=5, order="arrival"
+        CLIENTS,
+        OWN + new,
+        block=16,
+        short_block=4,
+        prefill_rows=8,
+        shortest_bucket=OWN,
+        alternatives=5,
+        order="arrival",
     )
     engine = Engine(load_model(ModelConfig(model, dtype="float32"), MeshConfig().build(), tuned=False), -1, config)
     tokenizer = Tokenizer.from_directory(model)
-    asked = [Request(tuple(ids), NEW) for ids in prompts]
+    asked = [Request(tuple(ids), new) for ids in prompts]
     engine.generate(asked[:2])
     sides: dict[str, list[dict]] = {"engine": [], "server": []}
     for _ in range(repeats):
@@ -129,7 +136,7 @@ def measure(model: str, repeats: int) -> dict:
             engine.generate([Request(tuple(ids), 1)])
             firsts.append(time.perf_counter() - one)
         sides["engine"].append({"seconds": seconds, "tokens": tokens, "first_token": statistics.median(firsts)})
-        sides["server"].append(served(engine, tokenizer, prompts))
+        sides["server"].append(served(engine, tokenizer, new, prompts))
         print(json.dumps({side: found[-1] for side, found in sides.items()}), flush=True)
     names = ("seconds", "first_token", "tokens")
     return {side: {n: statistics.median(one[n] for one in all_) for n in names} for side, all_ in sides.items()}
@@ -139,17 +146,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch-python", default=sys.executable, help="Python with torch and transformers")
     parser.add_argument("--repeats", type=int, default=3, help="times that both sides run in turn")
+    parser.add_argument("--new", type=int, default=128, help="tokens of each answer")
     parser.add_argument("--ask", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.ask:
-        print(json.dumps(asyncio.run(clients(args.ask, json.load(sys.stdin)))))
+        print(json.dumps(asyncio.run(clients(args.ask, args.new, json.load(sys.stdin)))))
         return
     with tempfile.TemporaryDirectory() as folder:
         model = os.path.join(folder, "model")
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "peers", "random_llama.py")
         subprocess.run([args.torch_python, script, "--config", json.dumps(SHAPE), "--to", model], check=True)
         write_tokenizer(model)
-        measured = measure(model, args.repeats)
+        measured = measure(model, args.new, args.repeats)
     ratios = {
         "seconds_at_64_clients": measured["server"]["seconds"] / measured["engine"]["seconds"],
         "first_token": measured["server"]["first_token"] / measured["engine"]["first_token"],

@@ -45,12 +45,11 @@ class Scorer:
         found = self._engine
         if found is None or found.config.slot_length < room or found.config.prefix_length < prefix:
             config = EngineConfig(
-                slots=-(-SLOTS // ways) * ways,
+                slots=SLOTS,
                 slot_length=room,
                 prefix_length=prefix,
-                prefill_rows=-(-8 // ways) * ways,
                 shortest_bucket=min(room, max(32, _power_of_two(longest) // 4)),
-            )
+            ).divided(ways)
             self._engine = found = Engine(self.model, self.feed.renderer.end_id, config)
         return found
 

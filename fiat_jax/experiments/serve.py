@@ -44,6 +44,7 @@ from fiat_jax.tasks.task import input_row, row_key
 
 FUSED = "fiat"
 LONGEST = 2048  # tokens of a request where Serve.max_length says nothing
+SHORTER = 4  # times, blocks while slots are free
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +64,19 @@ class Asked:
 
 
 def with_large_model(asked: Asked) -> Asked:
-    """Return the same with θ_β from where the first bundle's reasoning was asked of it, if nothing else is said."""
+    """Return the same with θ_β from where the bundles' reasoning was asked of it, if nothing else is said.
+
+    Raises:
+        UserError: it was asked of several.
+    """
     told = [bundle for bundle in asked.bundles.values() if bundle.asked]
     if asked.native or asked.endpoint or not told:
         return asked
+    if any(bundle.asked != told[0].asked for bundle in told):
+        raise UserError(
+            "the bundles' reasoning was asked of several models; say which one answers: --gin.Native.path=DIR, or "
+            "--gin.Endpoint.url=URL --gin.Endpoint.model=NAME"
+        )
     settings = {name: value for name, value in told[0].asked.items() if name not in ("kind", "dropped")}
     if told[0].asked["kind"] == "native":
         return dataclasses.replace(asked, native=Native(**settings))
@@ -206,17 +216,16 @@ class Assembly:
                 f"the model reads {limit} tokens, of which a prefix takes {prefix}: requests of {length or 1} do not "
                 "fit; lower Serve.max_length or Serve.prefix_length, or use fewer exemplars"
             )
-        rounded = {
-            name: -(-count // ways) * ways for name, count in {**shapes, "slots": slots}.items() if name != "block"
-        }
-        return EngineConfig(
-            **{**shapes, **rounded},
+        config = EngineConfig(
+            **shapes,
+            slots=slots,
             slot_length=length or min(longest, LONGEST),
             prefix_length=prefix,
             alternatives=self.asked.serve.alternatives if isinstance(model.config, DecoderConfig) else 0,
             score=True,
             order="arrival",
-        )
+        ).divided(ways)
+        return dataclasses.replace(config, short_block=-(-config.block // SHORTER))
 
     def _load_answerers(self, gate: Gate) -> dict[str, tuple[TextModel | None, Any]]:
         """Return by pair the name under which θ_τ itself is served, and what answers; bundles of one base share it."""

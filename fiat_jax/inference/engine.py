@@ -31,12 +31,12 @@ AHEAD = 2  # blocks that are launched and not read
 class _Launched:
     """What a program will have chosen: for each of some rows of the arrays the sequence that goes on with them.
 
-    `first`: they are the first tokens, of an admission; else a block of decoding.
+    `steps`: the tokens of each, in a block of decoding; 0: the first ones, of an admission.
     """
 
     rows: dict[int, Queued]
     chosen: Chosen
-    first: bool
+    steps: int = 0
 
 
 class Engine:
@@ -173,14 +173,15 @@ class Engine:
         """
         now = time.monotonic()
         self._end(lambda one: one.expires is not None and one.expires < now, "deadline")
-        ahead = sum(not launched.first for launched in self._pending)
+        ahead = sum(launched.steps > 0 for launched in self._pending)
         with jax.set_mesh(self.model.mesh):
             if ahead < AHEAD:
                 self._admit_waiting()
             if ahead < AHEAD and self._scheduler.running:
                 prefix = self._prefixes.get(self._scheduler.group[1])
-                self._slots, chosen = self._programs.decode(*self._weights(), prefix, self._slots)
-                self._pending.append(_Launched(dict(self._scheduler.running), chosen, first=False))
+                steps = self._block()
+                self._slots, chosen = self._programs.decode(*self._weights(), prefix, self._slots, np.int32(steps))
+                self._pending.append(_Launched(dict(self._scheduler.running), chosen, steps))
         self._take_oldest(ahead)
         done, self._done = self._done, []
         return done
@@ -251,6 +252,11 @@ class Engine:
             tokens_RT[n, : len(text)], lengths_R[n] = text, len(text)
         return tokens_RT, lengths_R
 
+    def _block(self) -> int:
+        """Return how many tokens the next block has: few where somebody who comes would find a slot."""
+        full = len(self._scheduler.running) == self.config.slots
+        return self.config.block if full else self.config.short_block or self.config.block
+
     def _admit_waiting(self) -> None:
         """Fill free slots, prompts of like length together."""
         c = self.config
@@ -260,7 +266,7 @@ class Engine:
             prefix = self._prefixes.get(self._scheduler.group[1])
             new = self._admission(chosen, length)
             self._slots, first = self._programs.admit[length](*self._weights(), prefix, self._slots, new)
-            self._pending.append(_Launched(dict(enumerate(chosen)), first, first=True))
+            self._pending.append(_Launched(dict(enumerate(chosen)), first))
 
     def _admission(self, chosen: Sequence[Queued], length: int) -> Admission:
         """Return the arrays of an admission; samples of one request have one prompt."""
@@ -280,15 +286,17 @@ class Engine:
 
     def _take_oldest(self, ahead: int) -> None:
         """Take in the oldest first tokens, all that stand together, or the oldest block unless it was just launched."""
-        if self._pending and not self._pending[0].first and ahead:
+        if self._pending and self._pending[0].steps and ahead:
             self._take(self._pending.pop(0))
             return
-        while self._pending and self._pending[0].first:
+        while self._pending and not self._pending[0].steps:
             self._take(self._pending.pop(0))
 
     def _take(self, launched: _Launched) -> None:
         """Take in what was chosen, each row's until its sequence ends."""
         chosen = jax.tree.map(np.asarray, launched.chosen)
+        if launched.steps:
+            chosen = jax.tree.map(lambda x: x[:, : launched.steps], chosen)
         for row, one in launched.rows.items():
             if one.finish_reason is None:
                 one.alternatives += _alternatives(chosen, row, one.request.alternatives)

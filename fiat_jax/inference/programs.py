@@ -62,18 +62,20 @@ def compile_programs(model: Model, end_id: int, c: EngineConfig) -> Programs:
         def admit(trainable, frozen, prefix, slots, new):
             return on_device.admit(model.module(trainable, frozen), prefix, slots, new, end_id, c.alternatives)
 
-        def decode(trainable, frozen, prefix, slots):
-            return on_device.decode(model.module(trainable, frozen), prefix, slots, end_id, c.block, c.alternatives)
+        def decode(trainable, frozen, prefix, slots, steps):
+            module = model.module(trainable, frozen)
+            return on_device.decode(module, prefix, slots, steps, end_id, c.block, c.alternatives)
 
         shardings = jax.tree.map(lambda x: x.sharding, _results(jax.jit(empty).lower().compile()))
         free = jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), shardings)
         decoding = _jit(decode, kept_at=3, layout=free)
         slots = jax.eval_shape(empty)
-        compiled_decode = decoding.lower(*weights, no_prefix, slots).compile()
+        state = slots, np.int32(0)
+        compiled_decode = decoding.lower(*weights, no_prefix, *state).compile()
         # Programs hand slots to each other in the layout that decoding likes best: in any other one it would copy them.
         layout = compiled_decode.input_formats[0][3]
         if layout != compiled_decode.output_formats[0]:
-            compiled_decode = _jit(decode, kept_at=3, layout=layout).lower(*weights, no_prefix, slots).compile()
+            compiled_decode = _jit(decode, kept_at=3, layout=layout).lower(*weights, no_prefix, *state).compile()
         admitting = _jit(admit, kept_at=3, layout=layout)
         in_shardings = layout, PartitionSpec()
         stopping = jax.jit(on_device.stop_running, donate_argnums=0, in_shardings=in_shardings, out_shardings=layout)

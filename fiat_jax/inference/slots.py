@@ -113,10 +113,12 @@ def admit(module: Module, prefix: Prefix | None, slots: Slots, new: Admission, e
     return held, jax.tree.map(everywhere, chosen)
 
 
-def decode(module: Module, prefix: Prefix | None, slots: Slots, end_id: int, steps: int, alternatives: int):
-    """Go on by at most so many tokens, less where no slot runs; return slots and what was chosen (B, steps).
+def decode(
+    module: Module, prefix: Prefix | None, slots: Slots, steps: jax.Array, end_id: int, most: int, alternatives: int
+):
+    """Go on by so many tokens, at `most`, less where no slot runs; return slots and what was chosen (B, most).
 
-    Those of a row count from the first on, until its sequence ends.
+    Those of a row count from the first on, until its sequence ends or there are `steps` of them.
     """
     B = slots.token.shape[0]
 
@@ -144,7 +146,7 @@ def decode(module: Module, prefix: Prefix | None, slots: Slots, end_id: int, ste
         )
         return step + 1, new, jax.tree.map(lambda all_BN, now_B: all_BN.at[:, step].set(now_B), written, chosen)
 
-    state = (jnp.int32(0), slots, Chosen.zeros((B, steps), alternatives))
+    state = (jnp.int32(0), slots, Chosen.zeros((B, most), alternatives))
     _, slots, written = jax.lax.while_loop(unfinished, one, state)
     return slots, jax.tree.map(everywhere, written)
 

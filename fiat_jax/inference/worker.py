@@ -5,6 +5,7 @@ import collections
 import contextlib
 import itertools
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +20,7 @@ from fiat_jax.inference.scheduler import Sequence as Queued
 
 T = TypeVar("T")
 IDLE_SECONDS = 2.0  # after which processes that have nothing to do hear from each other
+GAP, MOST = 0.03, 0.2  # of a step's time: how long the first request waits for each further one, and for all of them
 
 
 class EngineClosed(UserError):
@@ -50,6 +52,7 @@ class Driver:
         self._calls = collections.deque[tuple[Command, Answer]]()
         self._doing = collections.deque[tuple[Command, Answer]]()
         self._closed = False
+        self._seconds = 0.0  # that a step takes: the last one
         self._hands: list[_Hand] = []
         self._workers: list[Worker] = []
         self._thread = threading.Thread(target=self._run, name="engines", daemon=True)
@@ -77,11 +80,6 @@ class Driver:
     def alive(self) -> bool:
         """Whether requests are answered."""
         return self._thread.is_alive()
-
-    @property
-    def closed(self) -> bool:
-        """Whether nothing is taken any more."""
-        return self._closed
 
     def tell(self, command: Command, answer: Answer, *, computes: bool = False) -> None:
         """Have a command carried out between two blocks; `answer` is called from the driver's thread.
@@ -112,8 +110,10 @@ class Driver:
                 from_main([command for command, _ in told])
                 while told:  # one by one: where one fails, those behind it hear of it
                     self._obey(*told.popleft())
+                begun = time.monotonic()
                 for hand, worker in zip(self._hands, self._workers, strict=True):
                     worker.take(hand.step(), hand.progress())
+                self._seconds = max(time.monotonic() - begun, self._seconds / 2)
             from_main(None)
         except BaseException as raised:  # whoever waits must hear of it
             error = raised
@@ -127,6 +127,7 @@ class Driver:
             while not (self._told or self._calls or self._closed or any(hand.busy for hand in self._hands)):
                 if not self._changed.wait(IDLE_SECONDS if jax.process_count() > 1 else None):
                     break
+                self._gather()
             if self._closed:
                 return None
             told = collections.deque(self._told)
@@ -134,6 +135,13 @@ class Driver:
             if self._calls:
                 told.append(self._calls.popleft())
             return told
+
+    def _gather(self) -> None:
+        """Wait while others come: clients often ask together, and the first alone would cost what all of them do."""
+        before, until = 0, time.monotonic() + MOST * self._seconds
+        while before < len(self._told) and not self._closed and time.monotonic() < until:
+            before = len(self._told)
+            self._changed.wait(GAP * self._seconds)
 
     def _obey(self, command: Command, answer: Answer) -> None:
         try:
@@ -281,11 +289,6 @@ class Worker:
     ) -> "Future[list[tuple[float, ...]]]":
         """Score answers to a text between two blocks; see `Engine.rank`."""
         return self._call("rank", text, answers, **how)
-
-    @property
-    def alive(self) -> bool:
-        """Whether requests are answered."""
-        return self._driver.alive
 
     def close(self) -> None:
         """Cancel what is under way and end the driver."""

@@ -101,13 +101,13 @@ class NativeBackend:
             )
         ways = axis_size(self._mesh_config.build(), ("data", "fsdp"))
         self._shapes = EngineConfig(
-            slots=-(-self._native.slots // ways) * ways,
+            slots=self._native.slots,
             slot_length=own,
             prefix_length=prefix,
             block=self._native.block,
-            prefill_rows=-(-self._native.prefill_rows // ways) * ways,
+            prefill_rows=self._native.prefill_rows,
             shortest_bucket=max(16, own // 4),
-        )
+        ).divided(ways)
 
     async def complete(self, prompt: ReasoningPrompt, *, seed: int | None, sample: int) -> Completion:
         """Complete one prompt; samples of a row differ by their seed alone."""
@@ -119,9 +119,7 @@ class NativeBackend:
                 _new_tokens(prompt.decoding),
                 prefix=await self._key(worker, shared),
                 seed=seed or 0,
-                temperature=float(prompt.decoding.get("temperature", 0.0)),
-                top_k=int(prompt.decoding.get("top_k", 0)),
-                top_p=float(prompt.decoding.get("top_p", 1.0)),
+                **sampling_of(prompt.decoding),
             )
             if prompt.stop:
                 text, reason, count = await self._until(worker, request, prompt.stop)
@@ -176,6 +174,15 @@ class NativeBackend:
             where = self._native.prefixes or None
             self._prefixes[shared] = worker.add_prefix(shared, tokenizer=self._tokenizer.fingerprint, directory=where)
         return await asyncio.shield(asyncio.wrap_future(self._prefixes[shared]))
+
+
+def sampling_of(decoding: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how an engine samples by what an instruction file says of decoding; greedily where it says nothing."""
+    return {
+        "temperature": float(decoding.get("temperature", 0.0)),
+        "top_k": int(decoding.get("top_k", 0)),
+        "top_p": float(decoding.get("top_p", 1.0)),
+    }
 
 
 def _new_tokens(decoding: Mapping[str, object]) -> int:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -27,19 +27,10 @@ from fiat_jax.serving.text import Ask, Piece, TextModel, echoed
 T = TypeVar("T")
 Said = TypeVar("Said", Piece, Part)
 BODY_SECONDS = 30.0  # in which a client must have sent its body
-CHAT_TOKENS = 1 << 20  # what a chat may write that names no number: as much as there is room for
 
 
-def make_app(service: Service, key: str | None, *, on_start: Callable[[], Awaitable[None]] | None = None) -> Any:
-    """Return the ASGI application; `on_start` runs beside it, say to load the models."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette):
-        starting = asyncio.create_task(on_start()) if on_start else None  # pyright: ignore
-        yield
-        if starting is not None:
-            starting.cancel()
-
+def make_app(service: Service, key: str | None) -> Any:
+    """Return the ASGI application."""
     handlers = Handlers(service)
     routes = [
         Route("/", handlers.page),
@@ -53,8 +44,7 @@ def make_app(service: Service, key: str | None, *, on_start: Callable[[], Awaita
         Route("/v1/prefixes/{key}", handlers.drop_prefix, methods=["DELETE"]),
     ]
     errors: dict[Any, Any] = {ApiError: _api_error, 404: _no_path, 405: _no_path, Exception: _our_error}
-    app = Starlette(routes=routes, exception_handlers=errors, lifespan=lifespan)
-    return Guard(app, service, key)
+    return Guard(Starlette(routes=routes, exception_handlers=errors), service, key)
 
 
 class Handlers:
@@ -284,7 +274,7 @@ class Handlers:
         self, request: Request, model: str, usage: Usage, pieces: Flow[tuple[int, Said]]
     ) -> Flow[tuple[int, Said]]:
         """Pass pieces on, and count their tokens and how long the first one took."""
-        metrics, first, texts = self._service.metrics, True, dict[tuple[int, int], str]()
+        metrics, first, texts = self._service.metrics, True, dict[tuple[int, int], list[str]]()
         try:
             async with contextlib.aclosing(pieces):
                 async for n, piece in pieces:
@@ -295,13 +285,14 @@ class Handlers:
                         usage.completion += piece.count
                     elif isinstance(piece, Part) and "without_reasoning" in piece.details:
                         metrics.without_reasoning.labels(model).inc()
-                    place = n, piece.sample if isinstance(piece, Piece) else 0
-                    texts[place] = texts.get(place, "") + piece.text
+                    if self._service.serve.log_text:
+                        place = n, piece.sample if isinstance(piece, Piece) else 0
+                        texts.setdefault(place, []).append(piece.text)
                     yield n, piece
         finally:
             request.state.usage = usage
             if self._service.serve.log_text:
-                request.state.answered = [texts[place] for place in sorted(texts)]
+                request.state.answered = ["".join(texts[place]) for place in sorted(texts)]
             for kind, count in (("prompt", usage.prompt), ("cached", usage.cached), ("completion", usage.completion)):
                 metrics.tokens.labels(model, kind).inc(count)
 

@@ -13,6 +13,7 @@ from fiat_jax.prompts.extract import Reasoning
 from fiat_jax.prompts.fields import Row
 from fiat_jax.prompts.render import ReasoningPrompt, Rendered, Renderer
 from fiat_jax.reasoning.backend import Backend, Refused, Unavailable
+from fiat_jax.reasoning.native import sampling_of
 from fiat_jax.serving.choices import Part, Usage
 from fiat_jax.serving.errors import ApiError
 from fiat_jax.serving.streams import Flow
@@ -54,11 +55,9 @@ class LocalReasoner:
         ask = Ask(
             ids,
             int(decoding["max_tokens"]),
-            temperature=float(decoding.get("temperature", 0.0)),
-            top_k=int(decoding.get("top_k", 0)),
-            top_p=float(decoding.get("top_p", 1.0)),
             seed=seed or 0,
             stop=prompt.stop,
+            **sampling_of(decoding),
         )
         usage.prompt += len(ids)
         usage.cached += self._model.cached(ids)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -23,7 +22,6 @@ from fiat_jax.serving.gate import Gate
 from fiat_jax.serving.metrics import Metrics
 from fiat_jax.serving.service import Served, Service
 
-logger = logging.getLogger(__name__)
 LOOK_SECONDS = 0.5  # between two looks at whether the engines still live
 SILENT_SECONDS = 15.0  # between two looks at whether a connection has asked for anything
 Load = Callable[[Gate], Mapping[str, Served]]
@@ -92,7 +90,6 @@ class _Life:
                 timeout_graceful_shutdown=5,
             )
         )
-        self._server.install_signal_handlers = lambda: None  # pyright: ignore
         self._server.capture_signals = contextlib.nullcontext  # pyright: ignore  # we drain first
 
     async def run(self, listening: socket.socket) -> None:

@@ -1,7 +1,9 @@
 """An engine behind a thread: requests from anywhere, each with its own fate."""
 
 import asyncio
+import dataclasses
 import threading
+import time
 from concurrent.futures import CancelledError
 from itertools import pairwise
 
@@ -13,7 +15,7 @@ from support.tiny_decoder import TINY
 from fiat_jax.errors import UserError
 from fiat_jax.inference.config import EngineConfig
 from fiat_jax.inference.engine import Engine
-from fiat_jax.inference.requests import Request
+from fiat_jax.inference.requests import Progress, Request
 from fiat_jax.inference.worker import Worker
 from fiat_jax.models.model import random_model
 
@@ -55,6 +57,45 @@ def test_requests_from_many_threads_get_the_answers_that_they_get_alone(worker, 
     for thread in threads:
         thread.join()
     assert [found[n] for n in range(len(requests))] == expected
+
+
+def test_blocks_are_short_while_slots_are_free(one_device):
+    model = louder(random_model(TINY, one_device), 8)
+    shapes = {"slots": 2, "slot_length": 32, "block": 6, "prefill_rows": 2, "shortest_bucket": 8}
+    alone = Request((5, 7), 19, temperature=1.0)
+    both = dataclasses.replace(alone, samples=2)
+    found = {}
+    for short in (0, 2):
+        with Worker(Engine(model, -1, EngineConfig(**shapes, short_block=short))) as worker:
+            for request in (alone, both):
+                told: list[Progress] = []
+                completions = worker.submit(request, told.append).result(60)
+                sizes = [len(progress.tokens) for progress in told if progress.sample == 0]
+                found[short, request.samples] = completions, sizes
+    assert found[0, 1] == (found[2, 1][0], [1, 6, 6, 6])
+    assert found[2, 1][1] == [1, *[2] * 9]
+    assert found[0, 2] == found[2, 2]
+    assert found[2, 2][1] == [1, 6, 6, 6]
+
+
+def test_who_comes_a_moment_later_begins_together_with_the_first(engine, monkeypatch):
+    steps, step = [], Engine.step
+
+    def watched(self):
+        steps.append(self.load)
+        return step(self)
+
+    with Worker(engine) as worker:
+        monkeypatch.setattr(Engine, "step", watched)
+        worker.submit(Request((5, 7), 2)).result(60)
+        steps.clear()
+        monkeypatch.setattr(worker._driver, "_seconds", 20.0)  # as of a large model: 0.6 s are little against it
+        first = worker.submit(Request((5, 7), 2))
+        time.sleep(0.02)
+        second = worker.submit(Request((5, 8), 2))
+        first.result(60)
+        second.result(60)
+    assert steps[0] == (0, 2)
 
 
 def test_one_sample_ends_and_the_others_go_on(worker):

@@ -122,7 +122,7 @@ def test_requests_while_the_models_are_loaded_are_told_to_come_back(pair):
 def test_a_server_that_is_killed_and_comes_back_costs_fiat_reason_no_row(pair, free_port):
     rows = [{"id": f"k{n}", "lang": "en", "report": f"It is sunny on hill {n}!"} for n in range(60)]
     write_rows(pair.root / "many.jsonl", rows)
-    options = (*LONG, f"--gin.Serve.port={free_port}")
+    options = (*LONG, f"--gin.Serve.port={free_port}", "--gin.Serve.prefix_length=256", "--gin.Serve.max_length=96")
     asked = (
         "reason", "--backend=openai", "--gin_file=weather.gin", "--gin.Prompts.file=pair/prompts.yaml",
         "--gin.Task.splits={'train': 'weather/train.jsonl', 'new': 'many.jsonl'}", "--gin.Reason.splits=('new',)",
@@ -138,8 +138,13 @@ def test_a_server_that_is_killed_and_comes_back_costs_fiat_reason_no_row(pair, f
             time.sleep(0.02)
         first.process.kill()
         assert not done
-    with serving(pair, *options):
+    with serving(pair, *options) as second:
         asking.join(240)
+        lines = second.http().get("/metrics").text.splitlines()
+        (cached,) = (
+            float(line.split()[-1]) for line in lines if line.startswith("fiat_tokens_total") and "cached" in line
+        )
+    assert cached > 0  # I_β is held by the second server as well, which was told of it as it knew of none
     assert "60 written" in done[0].stdout
     parts = (pair.root / "killed_store").rglob("parts/*.jsonl")
     lines = [line for part in parts for line in part.read_text().splitlines()]

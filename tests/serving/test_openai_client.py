@@ -99,8 +99,11 @@ def test_log_probabilities_are_the_models_own(client, large):
     np.testing.assert_allclose(told.token_logprobs, [row[t] for row, t in zip(all_TV, written, strict=True)], atol=1e-3)
     best = [np.sort(row)[-3:] for row in all_TV]
     np.testing.assert_allclose([sorted(top.values()) for top in told.top_logprobs], best, atol=1e-3)
-    assert [found.text[start:].startswith(text) for start, text in zip(told.text_offset, told.tokens, strict=True)]
+    for start, text in zip(told.text_offset, told.tokens, strict=True):
+        if text.isascii():  # others may be a part of a character; such parts that none came of are told with the next
+            assert found.text[start:].lstrip("\ufffd").startswith(text)
     assert told.text_offset[0] == 0
+    assert sum(text.isascii() for text in told.tokens) > 3
 
 
 def test_an_echoed_prompt_is_scored_token_by_token(client, large):

@@ -1,5 +1,6 @@
 """The fused pair over HTTP: its reasoning and answers are those of `fiat reason` and `fiat predict`."""
 
+import contextlib
 import json
 import shutil
 import sys
@@ -10,6 +11,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from support.server import SMALL, serving
 from support.world import SETTINGS, write_rows
+
+from fiat_jax.experiments.bundle import read_bundle
+from fiat_jax.experiments.serve import Asked, Assembly
+from fiat_jax.reasoning.native import Native
+from fiat_jax.serving.config import Serve
+from fiat_jax.serving.gate import Gate
+from fiat_jax.serving.text import TextModel
+from fiat_jax.sharding import MeshConfig
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +173,24 @@ def test_a_bundle_is_all_that_is_needed_where_its_large_model_wrote_the_reasonin
             messages=[{"role": "user", "content": row["report"]}], model="fiat"
         )
     assert found.choices[0].message.reasoning_content == record["text"]
+    prompts = pair.root / "own" / "bundle" / "prompts.yaml"
+    prompts.write_text(prompts.read_text().replace("max_tokens: 24", "max_tokens: 23"))
+    with serving(pair, "--bundle=own", "--gin.Native.path=model", *SMALL, ready=False) as server:
+        server.says("warning: fiat: I_β in")
+        server.says("warning: fiat: the weights in model are not those of large")
+
+
+def test_pairs_of_one_base_share_an_engine(pair):
+    with contextlib.chdir(pair.root):
+        bundles = {name: read_bundle("pair") for name in ("one", "two")}
+        small = Native("large", dtype="float32", slots=2, block=4, prefill_rows=2)
+        assembly = Assembly(Asked(Serve(), bundles, small, None, None, MeshConfig()), print)
+        models = assembly.load(Gate(1))
+    one, two = models["one-tau"], models["two-tau"]
+    assert isinstance(one, TextModel)
+    assert isinstance(two, TextModel)
+    assert one.worker is two.worker
+    assert (one.adapter, two.adapter) == ("", "two")
 
 
 def test_pairs_of_one_base_share_it_and_each_answers_with_its_own_adapter(pair, rows, predicted):
