@@ -17,8 +17,9 @@ from fiat_jax.evaluation.extract import find_extractor
 from fiat_jax.experiments.bundle import Bundle, load_bundle_model, open_feed
 from fiat_jax.experiments.feed import Feed, Reasons, rows_by_id
 from fiat_jax.inference.config import EngineConfig
+from fiat_jax.inference.driver import Driver
 from fiat_jax.inference.engine import Engine
-from fiat_jax.inference.worker import Driver, Worker
+from fiat_jax.inference.worker import Worker
 from fiat_jax.models import peft
 from fiat_jax.models.checkpoints import open_checkpoint
 from fiat_jax.models.config import DecoderConfig

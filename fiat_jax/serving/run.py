@@ -15,7 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fiat_jax.errors import UserError
-from fiat_jax.inference.worker import Driver
+from fiat_jax.inference.driver import Driver
 from fiat_jax.serving.app import make_app
 from fiat_jax.serving.config import Serve
 from fiat_jax.serving.gate import Gate

@@ -9,8 +9,9 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from fiat_jax.errors import UserError
+from fiat_jax.inference.driver import EngineClosed
 from fiat_jax.inference.requests import Progress, Request, TextScore
-from fiat_jax.inference.worker import EngineClosed, Worker
+from fiat_jax.inference.worker import Worker
 from fiat_jax.prompts.conversation import conversation_ids
 from fiat_jax.prompts.detokenize import TextStream
 from fiat_jax.prompts.tokenizer import Tokenizer

@@ -89,7 +89,7 @@ def test_who_comes_a_moment_later_begins_together_with_the_first(engine, monkeyp
         monkeypatch.setattr(Engine, "step", watched)
         worker.submit(Request((5, 7), 2)).result(60)
         steps.clear()
-        monkeypatch.setattr(worker._driver, "_seconds", 20.0)  # as of a large model: 0.6 s are little against it
+        monkeypatch.setattr(worker._driver, "_step_seconds", 20.0)  # as of a large model
         first = worker.submit(Request((5, 7), 2))
         time.sleep(0.02)
         second = worker.submit(Request((5, 8), 2))

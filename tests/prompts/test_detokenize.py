@@ -7,7 +7,8 @@ import pytest
 import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from support.world import byte_level
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from fiat_jax.prompts.detokenize import TextStream
 from fiat_jax.prompts.tokenizer import Tokenizer
@@ -37,14 +38,7 @@ def tokenizer(request, tmp_path_factory):
 
 
 def _byte_level():
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
-    backend.train_from_iterator(TEXTS, trainer)
-    backend.add_special_tokens(["<s>", "</s>"])
-    return backend
+    return byte_level(TEXTS, 300)
 
 
 def _byte_fallback():

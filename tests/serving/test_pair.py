@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import sys
+import types
 from pathlib import Path
 
 import openai
@@ -12,8 +13,9 @@ from safetensors.numpy import load_file, save_file
 from support.server import SMALL, serving
 from support.world import SETTINGS, write_rows
 
+from fiat_jax.errors import UserError
 from fiat_jax.experiments.bundle import read_bundle
-from fiat_jax.experiments.serve import Asked, Assembly
+from fiat_jax.experiments.serve import Asked, Assembly, with_large_model
 from fiat_jax.reasoning.native import Native
 from fiat_jax.serving.config import Serve
 from fiat_jax.serving.gate import Gate
@@ -178,6 +180,18 @@ def test_a_bundle_is_all_that_is_needed_where_its_large_model_wrote_the_reasonin
     with serving(pair, "--bundle=own", "--gin.Native.path=model", *SMALL, ready=False) as server:
         server.says("warning: fiat: I_β in")
         server.says("warning: fiat: the weights in model are not those of large")
+
+
+def test_bundles_of_several_large_models_need_to_be_told_which_one_answers():
+    one, other = (types.SimpleNamespace(asked={"kind": "native", "path": path}) for path in ("one", "other"))
+
+    def asked(*bundles):
+        named = {str(n): bundle for n, bundle in enumerate(bundles)}
+        return Asked(Serve(), named, None, None, None, MeshConfig())  # pyright: ignore
+
+    assert with_large_model(asked(one, one)).native == Native("one")
+    with pytest.raises(UserError, match="asked of several models; say which one answers"):
+        with_large_model(asked(one, other))
 
 
 def test_pairs_of_one_base_share_an_engine(pair):

@@ -124,17 +124,23 @@ def sums_rows(count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_tokenizer(directory: Path, texts: list[str]) -> int:
-    """Write a byte-level tokenizer whose id 0 is the letter "!" and return its size."""
+def byte_level(texts: list[str], vocab_size: int) -> Any:
+    """Return a byte-level tokenizer (of `tokenizers`) of such texts, with <s> and </s>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(texts, trainer)
     backend.add_special_tokens(["<s>", "</s>"])
+    return backend
+
+
+def _write_tokenizer(directory: Path, texts: list[str]) -> int:
+    """Write a byte-level tokenizer whose id 0 is the letter "!" and return its size."""
+    backend = byte_level(texts, 320)
     assert backend.id_to_token(0) == "!"
     directory.mkdir()
     backend.save(str(directory / "tokenizer.json"))
