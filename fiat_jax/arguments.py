@@ -97,6 +97,10 @@ def make_parser() -> argparse.ArgumentParser:
     serve = verb("serve", "answer over HTTP: a large model, a tuned one, or the fused pair")
     serve.add_argument("--bundle", action="append", default=[], metavar="[NAME=]DIR", help="a tuned θ_τ; repeatable")
 
-    demo = verb("demo", "the whole of FIAT on generated data, with nothing to download", gin=False)
-    demo.add_argument("--workdir", type=Path, default=Path("runs/demo"))
+    demo = verb("demo", "the whole of FIAT on a generated task, with nothing to download")
+    demo.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="where results are written and resumed")
+    demo.add_argument("--full", action="store_true", help="every part removed in turn, three sizes, three seeds")
+    actions = demo.add_subparsers(dest="action", metavar="ACTION")
+    made = verb("build", "make the demo's models anew, from nothing", actions, gin=False)
+    made.add_argument("--out", type=Path, default=Path("runs/demo-models"), help="directory of the models")
     return parser

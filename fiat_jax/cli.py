@@ -363,9 +363,22 @@ def _serve(args, bindings) -> int:
 
 
 def _demo(args, bindings) -> int:
-    from fiat_jax.demo.run import run_demo
+    from fiat_jax.config import Config
+    from fiat_jax.demo.run import SETTINGS, DemoConfig, run_demo
+    from fiat_jax.demo.task import TaskConfig
+    from fiat_jax.experiments.sections import SECTIONS
 
-    run_demo(args.workdir, _console())
+    files = [str(SETTINGS["full" if args.full else "demo"]), *args.gin_file]
+    config = Config({**SECTIONS, "World": TaskConfig, "Demo": DemoConfig}, files, bindings)
+    run_demo(args.workdir, _console(), config.build(DemoConfig))
+    return 0
+
+
+def _demo_build(args, bindings) -> int:
+    from fiat_jax.demo.build import build
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    build(args.out, _console())
     return 0
 
 
@@ -385,4 +398,5 @@ VERBS = {
     "export": _export,
     "serve": _serve,
     "demo": _demo,
+    "demo_build": _demo_build,
 }

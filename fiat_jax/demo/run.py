@@ -1,123 +1,142 @@
-"""`fiat demo`: the whole line on a generated world, from its rows to a table and an answered question."""
+"""`fiat demo`: the whole line on a generated task with shipped models, from rows to a table and a question."""
 
+import asyncio
 import dataclasses
-import json
+import io
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
 
-from fiat_jax.data.examples import content_key
-from fiat_jax.demo.theta_tau import ThetaTauConfig, make_theta_tau
-from fiat_jax.demo.world import LABELS, SPLITS, World, WorldConfig
+from fiat_jax.demo.task import TaskConfig, write_task
 from fiat_jax.evaluation.predictions import read_predictions
-from fiat_jax.experiments import runtime
-from fiat_jax.experiments.answers import predict
+from fiat_jax.experiments import asking, runtime
 from fiat_jax.experiments.bundle import read_bundle
 from fiat_jax.experiments.matrix import run_experiment
+from fiat_jax.experiments.reason import Reason
+from fiat_jax.experiments.results import print_tables, table_by_language, table_of_scores
 from fiat_jax.experiments.sections import SECTIONS
+from fiat_jax.experiments.serve import Asked, Assembly
 from fiat_jax.experiments.spec import Data, Experiment, Prompts, Reasoning, Run
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import ModelConfig
-from fiat_jax.reasoning.importer import import_reasoning
+from fiat_jax.reasoning.drive import GenerateOptions
+from fiat_jax.reasoning.native import Native
+from fiat_jax.serving.choices import Usage
+from fiat_jax.serving.config import Serve
+from fiat_jax.serving.gate import Gate
+from fiat_jax.serving.pair import Pair
 from fiat_jax.sharding import MeshConfig
-from fiat_jax.store import ReasoningStore
-from fiat_jax.tasks.task import Task, read_rows
+from fiat_jax.tasks.task import Row, Task, read_rows
 from fiat_jax.training.config import TrainConfig
 
-Rows = Sequence[Mapping[str, str]]
-
-ROW_FIELDS = ("id", "lang", "context", "question", "answer")
-REASONING_FIELDS = ("id", "reasoning", "large_answer")
-THETA_BETA = "noisy oracle"
-BUDGET = TrainConfig(epochs=3, min_steps=300, batch_rows=4)
-PROMPTS = f"""\
-version: 1
-name: demo
-fields: {{context: text, question: text}}
-
-answer: # what the tuned model reads
-  instructions: |
-    Weigh the reasoning: {", ".join(LABELS[:-1])} or {LABELS[-1]}?
-  template: |
-    {{context}}
-    {{question}}
-    {{reasoning}}
-    It may {{answer}}
-  reasoning:
-    full: "A model says {{answer}}: {{rationale}}"
-    rationale: "A model says: {{rationale}}"
-    answer: "A model says {{answer}}."
-    none: ""
-  truncate: [reasoning, context]
-"""
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+LARGE, SMALL, UNTUNED = (CHECKPOINTS / name for name in ("demo-L", "demo-XS", "demo-XS-base"))
+SHOWN = ("icl", "fiat")  # whose answers the demo shows
+SETTINGS = {name: Path(__file__).parent / f"{name}.gin" for name in ("demo", "full")}
 
 
 @dataclasses.dataclass(frozen=True)
 class DemoConfig:
-    """The world, θ_τ, and the budget that every trained paradigm gets."""
+    """The task's rows, and the experiment on them.
 
-    world: WorldConfig = dataclasses.field(default_factory=WorldConfig)
-    theta_tau: ThetaTauConfig = dataclasses.field(default_factory=ThetaTauConfig)
-    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
-    train: TrainConfig = BUDGET
+    Args:
+        base_paradigms: those that are also run with the θ_τ that was not instruction-tuned.
+    """
+
+    world: TaskConfig
+    lora: LoraConfig
+    train: TrainConfig
     paradigms: tuple[str, ...] = ("icl", "finetune-lora", "fiat")
-    learning_rates: tuple[float, ...] = (4e-3,)
+    base_paradigms: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)
+    learning_rates: tuple[float, ...] = ()
 
 
-def run_demo(workdir: Path, console: Console, config: DemoConfig | None = None) -> list[dict[str, Any]]:
-    """Generate the world, import its reasoning, pretrain θ_τ, run the experiment and ask FIAT a question.
+def run_demo(workdir: Path, console: Console, config: DemoConfig) -> list[dict[str, Any]]:
+    """Write the task, have θ_β reason, run the experiment, ask the fused pair a question, write a page.
 
     Returns the rows of results.json. What is done already is not done again.
     """
     begun = time.monotonic()
     runtime.start()
-    config = _for_devices(config or DemoConfig())
-    world = World(config.world)
-    rows, pages = {split: world.rows(split) for split in SPLITS}, list(world.stories())
-    made = content_key(rows, pages, repr(config.theta_tau))[:8]
-    console.print("1. A world: creatures, their homes, three languages; what does a creature do in which weather?")
-    task, prompts, reasoning_file = _write_world(rows, workdir / "data")
+    console.print("1. A task: questions in ten invented languages about English passages.")
+    task, file = write_task(config.world, workdir / "data")
+    prompts = Prompts(file=str(file), max_length=320, max_new_tokens=12)
 
-    console.print("2. θ_τ: a tokenizer and a small Llama, pretrained on the world's stories.")
-    theta_tau = workdir / f"theta_tau-{made}"
-    seen = [text for row in rows["train"] for text in (row["context"], row["question"], row["reasoning"])]
-    make_theta_tau(config.theta_tau, pages, seen, MeshConfig(), theta_tau, console)
+    console.print("2. θ_β (demo-L) reasons about every row, shown four exemplars.")
+    reasoning = Reasoning(store=str(workdir / "reasoning_store"))
+    native = Native(str(LARGE), dtype="float32", prefill_rows=16)
+    splits = ("train", "test")
+    job = asking.engine_job(Reason(task, prompts, reasoning, GenerateOptions(), splits), native, MeshConfig())
+    asking.ask(job, workdir, False, console)
+    reasoning = dataclasses.replace(reasoning, set=job.plan().provenance.set_key)
 
-    console.print("3. θ_β's reasoning, imported into the store.")
-    store = ReasoningStore(workdir / "reasoning_store")
-    read = [row for split in task.splits for row in read_rows(task, split)]
-    mapping = {"rationale": "reasoning", "answer": "large_answer"}
-    done = import_reasoning(task, read, reasoning_file, store, mapping=mapping, model=THETA_BETA, revision=made)
-    console.print(f"   {done.written:,} rows written, {done.before:,} were there: set {done.set_key}", highlight=False)
-
-    console.print("4. The experiment: θ_β alone, θ_τ tuned without it, and both fused.")
-    experiment = Experiment(
-        run=Run(
-            task=task,
-            prompts=Prompts(file=str(prompts)),
-            reasoning=Reasoning(store=str(store.path), set=done.set_key),
-            data=Data(report_split="test"),
-            model=ModelConfig(path=str(theta_tau)),
-            lora=config.lora,
-            train=config.train,
-            mesh=MeshConfig(),
-        ),
-        paradigms=config.paradigms,
-        learning_rates=config.learning_rates,
+    console.print("3. θ_τ (demo-XS): θ_β alone, θ_τ tuned without its reasoning, and both fused.")
+    run = Run(
+        task=task,
+        prompts=prompts,
+        reasoning=reasoning,
+        data=Data(report_split="test"),
+        model=ModelConfig(path=str(SMALL)),
+        lora=config.lora,
+        train=_for_devices(config.train),
+        mesh=MeshConfig(),
     )
+    experiment = Experiment(run, config.paradigms, config.sizes, config.seeds, config.learning_rates)
     runtime.write_config(workdir, "\n".join(as_gin(experiment)) + "\n")
     results = run_experiment(experiment, workdir, console)
+    if config.base_paradigms:
+        console.print("   The same with a θ_τ that was not instruction-tuned:")
+        other = dataclasses.replace(
+            experiment,
+            run=dataclasses.replace(run, model=ModelConfig(path=str(UNTUNED))),
+            paradigms=config.base_paradigms,
+            against=config.base_paradigms[0],
+        )
+        results += run_experiment(other, workdir / "base", console)
 
-    trained = next(row for row in results if row["paradigm"] == experiment.against)
-    bundle = workdir / "cells" / trained["cell"] / "bundle"
-    console.print("5. One question, answered by the FIAT bundle: the first of the test rows that θ_β gets wrong.")
-    _ask(rows[experiment.run.data.report_split], bundle, workdir, console)
-    _print_next(workdir, bundle, time.monotonic() - begun, console)
+    console.print("4. One question, answered by the fused pair: the first test row that θ_β alone gets wrong.")
+    cells = {name: next(row["cell"] for row in results if row["paradigm"] == name) for name in SHOWN}
+    bundle = workdir / "cells" / cells["fiat"] / "bundle"
+    row = _missed(task, workdir / "predictions" / f"{cells['icl']}.jsonl")
+    told = {name: row[name] for name in task.fields} | ask_pair(bundle, native, row) | {"right": row["answer"]}
+    lines = [f"   {what:<10} {text}" for what, text in told.items()]
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
+
+    page = _write_page(workdir / "results.html", results, lines)
+    _print_next(workdir, bundle, page, time.monotonic() - begun, console)
     return results
+
+
+def ask_pair(bundle: Path, native: Native, row: Row) -> dict[str, str]:
+    """Return what θ_β writes about a row, its answer, and that of the fused pair: as `fiat serve --bundle` does."""
+    asked = Asked(Serve(), {"fiat": read_bundle(str(bundle))}, native, None, None, MeshConfig())
+    assembly = Assembly(asked, print)
+    pair = assembly.load(Gate(1))["fiat"]
+    assert isinstance(pair, Pair)
+
+    async def ask() -> dict[str, str]:
+        told: dict[str, str] = {"reasoning": "", "θ_β alone": "", "fused": ""}
+        async for part in pair.stream({name: row[name] for name in pair.fields}, Usage()):
+            if part.kind == "reasoning":
+                told["reasoning"] += part.text
+            elif part.kind == "answer":
+                told["fused"] = part.text
+            else:
+                told["θ_β alone"] = str((part.details or {}).get("large_answer") or "none")
+        return told
+
+    assembly.driver.start()
+    try:
+        return asyncio.run(ask())
+    finally:
+        assembly.driver.close()
 
 
 def as_gin(section: Any) -> Iterator[str]:
@@ -131,58 +150,42 @@ def as_gin(section: Any) -> Iterator[str]:
             yield f"{names[type(section)]}.{field.name} = {value!r}"
 
 
-def _for_devices(config: DemoConfig) -> DemoConfig:
-    """Return the configuration with batches that the machine's devices divide."""
+def _for_devices(train: TrainConfig) -> TrainConfig:
+    """Return the same with batches that the machine's devices divide."""
     ways = jax.device_count()
-
-    def fitted(train: TrainConfig) -> TrainConfig:
-        return dataclasses.replace(train, batch_rows=-(-train.batch_rows // ways) * ways)
-
-    theta_tau = dataclasses.replace(config.theta_tau, train=fitted(config.theta_tau.train))
-    return dataclasses.replace(config, theta_tau=theta_tau, train=fitted(config.train))
+    return dataclasses.replace(train, batch_rows=-(-train.batch_rows // ways) * ways)
 
 
-def _write_world(rows: Mapping[str, Rows], directory: Path) -> tuple[Task, Path, Path]:
-    """Write the splits, the instruction file, and θ_β's reasoning as a file of its own; return what names them."""
-    directory.mkdir(parents=True, exist_ok=True)
-    splits = {split: str(directory / f"{split}.jsonl") for split in SPLITS}
-    for split, path in splits.items():
-        _write_jsonl(Path(path), rows[split], ROW_FIELDS)
-    _write_jsonl(directory / "reasoning.jsonl", [row for part in rows.values() for row in part], REASONING_FIELDS)
-    (directory / "demo.yaml").write_text(PROMPTS)
-    task = Task(name="demo", splits=splits, language_field="lang", fields=("context", "question"), labels=LABELS)
-    return task, directory / "demo.yaml", directory / "reasoning.jsonl"
+def _missed(task: Task, predictions: Path) -> Row:
+    """Return the first test row that θ_β's answer misses."""
+    missed = {one.row_id for one in read_predictions(predictions) if one.gold != one.prediction}
+    rows = read_rows(task, "test")
+    return next((row for row in rows if row["id"] in missed), rows[0])
 
 
-def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> None:
-    path.write_text("".join(json.dumps({name: row[name] for name in fields}) + "\n" for row in rows))
+def _write_page(path: Path, results: Sequence[Mapping[str, Any]], asked: Sequence[str]) -> Path:
+    """Write the tables and the question as a page."""
+    page = Console(record=True, file=io.StringIO(), width=160)
+    metric = results[0]["metric"]
+    print_tables(
+        page,
+        table_of_scores(results, metric, f"{metric} in per cent, 95% intervals"),
+        table_by_language(results, metric),
+    )
+    for line in asked:
+        page.print(line, highlight=False, markup=False)
+    page.save_html(str(path))
+    return path
 
 
-def _ask(rows: Rows, bundle: Path, workdir: Path, console: Console) -> None:
-    row = next(row for row in rows if row["large_answer"] != row["answer"])
-    question, output = workdir / "question.jsonl", workdir / "answer.jsonl"
-    _write_jsonl(question, [row], ROW_FIELDS[:-1])
-    predict(read_bundle(bundle), str(question), None, MeshConfig(), output, console)
-    answered = read_predictions(output)[0]
-    for what, text in (
-        ("context", row["context"]),
-        ("question", row["question"]),
-        ("reasoning", row["reasoning"]),
-        ("θ_β alone", row["large_answer"]),
-        ("FIAT", answered.prediction),
-        ("right", row["answer"]),
-    ):
-        console.print(f"   {what:<10} {text}", highlight=False, markup=False)
-
-
-def _print_next(workdir: Path, bundle: Path, seconds: float, console: Console) -> None:
+def _print_next(workdir: Path, bundle: Path, page: Path, seconds: float, console: Console) -> None:
     for line in (
-        f"All of it took {seconds:.0f} s. Results: {workdir}/results.json, predictions/, cells/*/tensorboard;",
+        f"All of it took {seconds:.0f} s. A page: {page.resolve()}; figures: {workdir}/results.json, predictions/;",
         f"settings: {workdir}/config.gin; the tuned adapter: {bundle}",
-        "Next:",
-        f"  fiat experiment --gin_file={workdir}/config.gin --workdir={workdir} "
-        "--gin.Experiment.paradigms=\"('icl', 'finetune-lora', 'fiat', 'fiat-answer-only', 'fiat-shuffled')\"",
-        f"  fiat export {bundle} --format=peft --out={workdir}/adapter",
-        "  fiat init YOUR_DATA.jsonl        # drafts a task and an instruction file for your own rows",
+        "Next, with your own rows and models (docs/quickstart.md):",
+        "  fiat init YOUR_DATA.jsonl        # drafts a task and an instruction file",
+        "  fiat reason --backend=native --gin_file=TASK.gin --gin.Native.path=LARGE_MODEL",
+        "  fiat train --workdir=runs/mine --gin_file=TASK.gin --gin.Model.path=SMALL_MODEL",
+        f"or serve this pair: fiat serve --bundle {bundle}",
     ):
         console.print(line, highlight=False, markup=False)

@@ -1,161 +1,257 @@
-"""A generated world: creatures with homes, invented languages that tell of them, and a large model's reasoning.
+"""A generated world: people, towns and ships, what English texts tell of them, and questions about it.
 
-A row's context says where four creatures live, in one of the languages; its question asks what one of them does in some
-weather. Answering takes a lookup (its home) and a step of reasoning (the law of that home and weather). θ_β's reasoning
-is in English; it may take another creature's home for the one asked about, and it may slip at the law.
+A question follows one fact ("Who rules Karvel?") or two ("Where was the ruler of Karvel born?"); its passage holds
+these facts among others like them, or lacks the last of them. Entities of different splits share no name, with each
+other or with those of pretraining.
 """
 
+import collections
+import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-HOMES = ("marsh", "forest", "desert", "coast", "hills")
-WEATHERS = ("frost", "flood", "drought")
-LABELS = ("hide", "leave", "feast")
-VERBS = {"hide": "hides", "leave": "leaves", "feast": "feasts"}
-PER_CONTEXT = 4
+NO_ANSWER = "No Answer"
+PERSON, TOWN, SHIP = "person", "town", "ship"
 SPLITS = ("train", "validation", "test")
-STORY = "story"  # whose creatures are met in no split
+PRETRAINING = "pretraining"  # whose entities are met in no split
 
 
 @dataclass(frozen=True)
-class LanguageKind:
-    """How a language is built, and how θ_β copes with it.
+class Relation:
+    """What may be said of an entity: `noun` names it, `statements` say it of {s} and {o}, `question` asks for {o}.
 
     Args:
-        share: of the training rows; other splits have the same number of rows in every language.
-        misreads: how often θ_β takes another creature's home for the one asked about.
+        of: the kind of entity that it is said of.
+        values: what the answer is: a kind of entity, or one of these words.
+        ask: the word that asks for it.
     """
 
-    code: str
-    share: float
-    misreads: float
-    onsets: str
-    vowels: str
-    statement: str
+    noun: str
+    of: str
+    values: str | tuple[str, ...]
+    ask: str
+    statements: tuple[str, ...]
     question: str
 
-
-KINDS = (
-    LanguageKind("talu", 0.55, 0.05, "tlnmk", "aiu", "{name} {lives} {home}.", "{when} {weather} {what} {name}?"),
-    LanguageKind("bren", 0.30, 0.10, "brdgv", "eoa", "{home} {in} {name} {lives}.", "{name} {what} {weather} {in}?"),
-    LanguageKind("oshi", 0.15, 0.25, "schfw", "oiu", "{lives} {home} {name}.", "{what} {weather} {name}?"),
-)
-SLIPS = 0.19  # how often θ_β's answer does not follow from the home and weather that it names
-
-FACTS = (  # how English tells of a home and a weather
-    "{name} lives in the {home}, and a {weather} comes.",
-    "The home of {name} is the {home}. A {weather} comes.",
-    "A {weather} comes. {name} is from the {home}.",
-)
+    @property
+    def leads_on(self) -> bool:
+        """Whether more can be asked about the answer."""
+        return isinstance(self.values, str)
 
 
-@dataclass(frozen=True)
-class WorldConfig:
-    """Which world, how many rows of each split and pages of stories, and how many creatures each of these meets."""
-
-    seed: int = 0
-    train: int = 1400
-    validation: int = 150
-    test: int = 600
-    pages: int = 4000
-    creatures: int = 300
-
-
-class World:
-    """Laws, words, creatures, rows and stories: each a pure function of the configuration."""
-
-    def __init__(self, config: WorldConfig):
-        self.config = config
-        draw = self._random("words")
-        self.laws = _laws(draw)
-        taken: set[str] = set()
-        self.words = {kind.code: _words(kind, draw, taken) for kind in KINDS}
-        self.creatures: dict[str, dict[str, str]] = {split: {} for split in (*SPLITS, STORY)}
-        for creatures in self.creatures.values():
-            for _ in range(config.creatures):
-                creatures[_name(draw, taken)] = draw.choice(HOMES)
-
-    def _random(self, purpose: str) -> random.Random:
-        return random.Random(f"{self.config.seed} {purpose}")
-
-    def rows(self, split: str) -> list[dict[str, str]]:
-        """Return a split's rows, with θ_β's reasoning in `reasoning` and `large_answer`."""
-        draw, count = self._random(split), getattr(self.config, split)
-        share = {kind: kind.share if split == "train" else 1 / len(KINDS) for kind in KINDS}
-        kinds = [kind for kind in KINDS for _ in range(round(count * share[kind]))]
-        draw.shuffle(kinds)
-        return [self._row(f"{split}-{number}", kind, split, draw) for number, kind in enumerate(kinds)]
-
-    def _row(self, row_id: str, kind: LanguageKind, split: str, draw: random.Random) -> dict[str, str]:
-        homes, weather = draw.sample(HOMES, PER_CONTEXT), draw.choice(WEATHERS)
-        names = [draw.choice([n for n, h in self.creatures[split].items() if h == home]) for home in homes]
-        asked, words = draw.randrange(PER_CONTEXT), self.words[kind.code]
-        context = " ".join(self.statement(kind, n, h) for n, h in zip(names, homes, strict=True))
-        question = kind.question.format(name=names[asked], weather=words[weather], **words)
-        misread = draw.random() < kind.misreads
-        read = draw.choice([home for home in homes if home != homes[asked]]) if misread else homes[asked]
-        concluded = self.laws[read, weather]
-        if draw.random() < SLIPS:
-            concluded = draw.choice([label for label in LABELS if label != concluded])
-        reasoning = draw.choice(FACTS).format(name=names[asked], home=read, weather=weather)
-        return {
-            "id": row_id,
-            "lang": kind.code,
-            "context": context,
-            "question": question,
-            "answer": self.laws[homes[asked], weather],
-            "reasoning": reasoning,
-            "large_answer": concluded,
-        }
-
-    def statement(self, kind: LanguageKind, name: str, home: str) -> str:
-        """Return one language's sentence for where a creature lives."""
-        words = self.words[kind.code]
-        return kind.statement.format(name=name, home=words[home], **words)
-
-    def stories(self) -> Iterator[str]:
-        """Yield the pages that θ_τ is pretrained on: laws, small stories and translations, and no row of the task."""
-        draw, creatures = self._random(STORY), list(self.creatures[STORY].items())
-        for _ in range(self.config.pages):
-            (name, home), weather = draw.choice(creatures), draw.choice(WEATHERS)
-            label, kind = self.laws[home, weather], draw.choice(KINDS)
-            meaning, word = draw.choice(list(self.words[kind.code].items()))
-            facts = draw.choice(FACTS).format(name=name, home=home, weather=weather)
-            yield draw.choice(
-                (
-                    f"When a {weather} comes, creatures of the {home} {label}.",
-                    f"{facts} So {name} {VERBS[label]}.",
-                    f"{facts} What does {name} do? It may {label}.",
-                    f"{self.statement(kind, name, home)} This means: {name} lives in the {home}.",
-                    f"In {kind.code}, {word} means: {meaning}.",
-                )
-            )
+YEARS = tuple(f"{year}" for year in range(1201, 1900, 7))
+RELATIONS = (
+    Relation(
+        "birthplace", PERSON, TOWN, "where",
+        ("{s} was born in {o}.", "{o} is where {s} was born."), "Where was {s} born?",
+    ),
+    Relation(
+        "partner", PERSON, PERSON, "who",
+        ("{s} is married to {o}.", "The partner of {s} is {o}."), "Who is {s} married to?",
+    ),
+    Relation(
+        "trade", PERSON, ("baker", "smith", "weaver", "miller", "potter", "carter", "mason", "tailor"), "what",
+        ("{s} works as a {o}.", "{s} is a {o} by trade."), "What does {s} work as?",
+    ),
+    Relation(
+        "animal", PERSON, ("goat", "heron", "mule", "otter", "goose", "ferret", "hound", "raven"), "what",
+        ("{s} keeps a {o}.", "A {o} belongs to {s}."), "Which animal does {s} keep?",
+    ),
+    Relation(
+        "instrument", PERSON, ("fiddle", "drum", "harp", "flute", "horn", "lute", "bell", "pipe"), "what",
+        ("{s} plays the {o}.", "The {o} is what {s} plays."), "What does {s} play?",
+    ),
+    Relation(
+        "ruler", TOWN, PERSON, "who",
+        ("{s} is ruled by {o}.", "The ruler of {s} is {o}."), "Who rules {s}?",
+    ),
+    Relation(
+        "pride", TOWN, ("cheese", "glass", "salt", "honey", "rope", "paper", "silk", "beer"), "what",
+        ("{s} is famous for its {o}.", "People know the {o} of {s}."), "What is {s} famous for?",
+    ),
+    Relation(
+        "market", TOWN, ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"), "when",
+        ("The market of {s} is on {o}.", "{s} holds its market on {o}."), "When is the market of {s}?",
+    ),
+    Relation(
+        "age", TOWN, YEARS, "when",
+        ("{s} was founded in {o}.", "In {o} the town of {s} was founded."), "When was {s} founded?",
+    ),
+    Relation(
+        "captain", SHIP, PERSON, "who",
+        ("The captain of {s} is {o}.", "{s} is commanded by {o}."), "Who is the captain of {s}?",
+    ),
+    Relation(
+        "harbour", SHIP, TOWN, "where",
+        ("{s} sails from {o}.", "The harbour of {s} is {o}."), "Where does {s} sail from?",
+    ),
+    Relation(
+        "timber", SHIP, ("oak", "pine", "cedar", "elm", "teak", "larch", "beech", "ash"), "what",
+        ("{s} is built of {o}.", "They made {s} of {o}."), "What is {s} built of?",
+    ),
+    Relation(
+        "colour", SHIP, ("red", "green", "black", "white", "blue", "yellow", "grey", "brown"), "what",
+        ("{s} is painted {o}.", "The colour of {s} is {o}."), "Which colour is {s}?",
+    ),
+)  # fmt: skip
 
 
-def _laws(draw: random.Random) -> dict[tuple[str, str], str]:
-    """Return (home, weather) → label. Of five homes three share a label in each weather, another label in each."""
-    laws = {}
-    for usual, weather in zip(LABELS, WEATHERS, strict=True):
-        labels = [usual, usual, *LABELS]
-        draw.shuffle(labels)
-        laws |= {(home, weather): label for home, label in zip(HOMES, labels, strict=True)}
-    return laws
+class Fact(NamedTuple):
+    """That `value` is the `relation` of `subject`."""
+
+    relation: Relation
+    subject: str
+    value: str
+
+    def told(self, form: int = 0) -> str:
+        """Return it in English, in one of the relation's ways."""
+        return self.relation.statements[form].format(s=self.subject, o=self.value)
 
 
-def _words(kind: LanguageKind, draw: random.Random, taken: set[str]) -> dict[str, str]:
-    meanings = (*HOMES, *WEATHERS, "lives", "in", "when", "what")
-    return {meaning: _word(draw, kind.onsets, kind.vowels, 2, taken) for meaning in meanings}
+class Question(NamedTuple):
+    """What is asked about a subject: the last of one or two relations, the first ones leading to it."""
+
+    subject: str
+    chain: tuple[Relation, ...]
+
+    @property
+    def english(self) -> str:
+        """The question in English."""
+        subject = self.subject
+        for relation in self.chain[:-1]:
+            subject = f"the {relation.noun} of {subject}"
+        return self.chain[-1].question.format(s=subject)
 
 
-def _name(draw: random.Random, taken: set[str]) -> str:
-    return _word(draw, "bdfgklmnprstvz", "aeiou", 2, taken).capitalize()
+class Scene(NamedTuple):
+    """Facts, the passage that tells them, and a question about it."""
+
+    facts: tuple[Fact, ...]
+    passage: str
+    asked: "Asked"
 
 
-def _word(draw: random.Random, onsets: str, vowels: str, syllables: int, taken: set[str]) -> str:
-    """Return a word that was never made before."""
-    while True:
-        word = "".join(draw.choice(onsets) + draw.choice(vowels) for _ in range(syllables))
-        if word not in taken:
-            taken.add(word)
-            return word
+SHARES = {"test": 2, "validation": 1, "exemplars": 1, "train": 4}  # of 16 names; the others are for pretraining
+
+
+class Names:
+    """Names of entities; those of different purposes differ by their hash."""
+
+    def __init__(self, draw: random.Random, purpose: str):
+        self._draw, self._purpose = draw, purpose
+        self._recent = collections.deque[str](maxlen=100)  # so that no passage has two entities of one name
+
+    def new(self, kind: str) -> str:
+        """Return a name, whose ending shows its kind."""
+        onsets, vowels = "bdfgklmnprstvz", "aeiou"
+        while True:
+            stem = "".join(self._draw.choice(onsets) + self._draw.choice(vowels) for _ in range(2))
+            name = (stem + self._draw.choice(ENDINGS[kind])).capitalize()
+            if purpose_of(name) == self._purpose and name not in self._recent:
+                self._recent.append(name)
+                return name
+
+
+ENDINGS = {PERSON: ("no", "sa", "ri", "len"), TOWN: ("burg", "vik", "ham", "dor"), SHIP: ("ax", "is", "um", "ys")}
+
+
+def purpose_of(name: str) -> str:
+    """Return the split that a name may occur in, or that it is for pretraining."""
+    place = hashlib.sha256(name.encode()).digest()[0] % 16
+    for purpose, share in SHARES.items():
+        if place < share:
+            return purpose
+        place -= share
+    return PRETRAINING
+
+
+def of_kind(kind: str) -> list[Relation]:
+    """Return the relations of a kind of entity."""
+    return [relation for relation in RELATIONS if relation.of == kind]
+
+
+class Asked(NamedTuple):
+    """A question, the facts that lead to its answer as far as they are told, and the answer."""
+
+    question: Question
+    steps: tuple[Fact, ...]
+    answer: str
+
+
+class Teller:
+    """Makes passages and questions from random numbers, each consistent in itself; every entity is a new one."""
+
+    def __init__(self, draw: random.Random, purpose: str):
+        self._draw, self._names = draw, Names(draw, purpose)
+
+    def value(self, relation: Relation) -> str:
+        """Return something that may be the value of a relation."""
+        values = relation.values
+        return self._names.new(values) if isinstance(values, str) else self._draw.choice(values)
+
+    def fact(self, relation: Relation, subject: str = "") -> Fact:
+        """Return a fact of a subject, or of a new one."""
+        return Fact(relation, subject or self._names.new(relation.of), self.value(relation))
+
+    def chain(self, hops: int) -> tuple[Relation, ...]:
+        """Return one or two relations, the second said of what the first leads to."""
+        draw = self._draw
+        if hops == 1:
+            return (draw.choice(RELATIONS),)
+        first = draw.choice([relation for relation in RELATIONS if relation.leads_on])
+        return first, draw.choice([r for r in of_kind(str(first.values)) if r is not first])
+
+    def question(self, hops: int) -> Question:
+        """Return a question about a new entity."""
+        chain = self.chain(hops)
+        return Question(self._names.new(chain[0].of), chain)
+
+    def tell(self, facts: Sequence[Fact]) -> str:
+        """Return facts in English, each in one of its ways."""
+        return " ".join(fact.told(self._draw.randrange(len(fact.relation.statements))) for fact in facts)
+
+    def scene(self, hops: int, told: bool = True, length: int = 6) -> Scene:
+        """Return a passage with a question; unless `told` it lacks the fact that has the answer."""
+        draw, chain = self._draw, self.chain(hops)
+        steps = self._steps(chain)
+        facts = list(steps) if told else list(steps[:-1])
+        rival = self._steps(chain)  # the same relations of somebody else
+        others = [step for step in rival if draw.random() < 0.8] or [rival[-1]]
+        for step in steps:  # other relations of the same entities
+            others += [self.fact(r, step.subject) for r in draw.sample(of_kind(step.relation.of), 2) if r not in chain]
+        draw.shuffle(others)
+        facts += others[: max(0, length - len(facts))]
+        while len(facts) < length:  # what has nothing to do with it
+            facts.append(self.fact(draw.choice([relation for relation in RELATIONS if relation not in chain])))
+        draw.shuffle(facts)
+        asked = Asked(
+            Question(steps[0].subject, chain),
+            steps if told else steps[:-1],
+            steps[-1].value if told else NO_ANSWER,
+        )
+        return Scene(tuple(facts), self.tell(facts), asked)
+
+    def ask(self, facts: Sequence[Fact], untold: float = 0.2) -> Asked:
+        """Return a question about any facts: one that they answer in one or two steps, or do not answer."""
+        draw, first = self._draw, self._draw.choice(facts)
+        seconds = [fact for fact in facts if fact.subject == first.value]
+        steps = (first, draw.choice(seconds)) if seconds and draw.random() < 0.7 else (first,)
+        if draw.random() >= untold:
+            return Asked(Question(first.subject, tuple(s.relation for s in steps)), steps, steps[-1].value)
+        known = {fact.relation for fact in facts if fact.subject == first.subject}
+        unknown = [relation for relation in of_kind(first.relation.of) if relation not in known]
+        if first.relation.leads_on and (draw.random() < 0.5 or not unknown):
+            more = {fact.relation for fact in seconds}
+            beyond = [r for r in of_kind(str(first.relation.values)) if r not in more and r is not first.relation]
+            return Asked(Question(first.subject, (first.relation, draw.choice(beyond))), (first,), NO_ANSWER)
+        if not unknown:
+            return self.ask(facts, untold)
+        return Asked(Question(first.subject, (draw.choice(unknown),)), (), NO_ANSWER)
+
+    def _steps(self, chain: Sequence[Relation]) -> tuple[Fact, ...]:
+        steps: list[Fact] = []
+        for relation in chain:
+            steps.append(self.fact(relation, steps[-1].value if steps else ""))
+        return tuple(steps)

@@ -1,4 +1,4 @@
-"""A small world, and the demo run on it once."""
+"""The demo, run once on few rows with the shipped models."""
 
 import dataclasses
 import io
@@ -9,25 +9,17 @@ import jax
 import pytest
 from rich.console import Console
 
-from fiat_jax.demo.run import DemoConfig, run_demo
-from fiat_jax.demo.theta_tau import ThetaTauConfig
-from fiat_jax.demo.world import World, WorldConfig
-from fiat_jax.training.config import TrainConfig
-
-
-@pytest.fixture(scope="session")
-def world() -> World:
-    return World(WorldConfig())
+from fiat_jax.config import Config
+from fiat_jax.demo.run import SETTINGS, DemoConfig, run_demo
+from fiat_jax.demo.task import TaskConfig
+from fiat_jax.experiments.sections import SECTIONS
 
 
 @pytest.fixture(scope="session")
 def small() -> DemoConfig:
-    train = TrainConfig(epochs=1, batch_rows=8, row_length=192)
-    return DemoConfig(
-        world=WorldConfig(train=200, validation=12, test=60, pages=500, creatures=60),
-        theta_tau=ThetaTauConfig(width=32, mlp_width=64, train=dataclasses.replace(train, row_length=128)),
-        train=train,
-    )
+    bindings = ["SIZE = 40", "World.test = 30", "World.validation = 4", "Train.epochs = 1", "Train.min_steps = 0"]
+    sections = {**SECTIONS, "World": TaskConfig, "Demo": DemoConfig}
+    return Config(sections, [str(SETTINGS["demo"])], bindings).build(DemoConfig)
 
 
 @dataclasses.dataclass(frozen=True)

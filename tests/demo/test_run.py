@@ -1,74 +1,105 @@
-"""The demo, from nothing to a table and an answered question, in a small version."""
+"""The demo, from shipped models to a table, an answered question and a page, on few rows."""
 
 import hashlib
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from fiat_jax.config import Config
-from fiat_jax.demo.run import run_demo
-from fiat_jax.evaluation.predictions import read_predictions
+from fiat_jax.demo.build import Recipe, build, stage
+from fiat_jax.demo.run import CHECKPOINTS, LARGE, SMALL, UNTUNED, run_demo
 from fiat_jax.experiments.sections import SECTIONS, Experiment
 from fiat_jax.prompts.tokenizer import Tokenizer
+from fiat_jax.store import ReasoningStore
 
 
 def test_it_reports_each_paradigm_in_each_language(ran):
+    languages = {row["language"] for row in ran.results}
+    assert len(languages) == 11
     assert {(row["paradigm"], row["language"]) for row in ran.results} == {
-        (paradigm, language)
-        for paradigm in ("icl", "finetune-lora", "fiat")
-        for language in ("all", "talu", "bren", "oshi")
+        (paradigm, language) for paradigm in ("icl", "finetune-lora", "fiat") for language in languages
     }
+
+
+def test_the_large_model_reasons_about_every_row_in_the_way_it_is_shown(ran):
+    store = ReasoningStore(ran.workdir / "reasoning_store")
+    (key,) = store.sets()
+    records = list(store.records(key))
+    assert len({record.row_id for record in records}) == 70
+    assert sum(record.text.startswith("In English: ") for record in records) > 60
 
 
 def test_every_figure_is_that_of_its_predictions(ran):
     held = json.loads((ran.workdir / "results.json").read_text())
+    assert len(held["inputs"]["predictions"]) == 3
     for name, digest in held["inputs"]["predictions"].items():
         path = ran.workdir / "predictions" / f"{name}.jsonl"
         assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
-        right = [one.gold == one.prediction for one in read_predictions(path)]
-        (value,) = (row["value"] for row in held["rows"] if row["cell"] == name and row["language"] == "all")
-        assert value == pytest.approx(100 * sum(right) / len(right))
 
 
-def test_it_shows_a_question_that_the_large_model_gets_wrong_and_what_to_do_next(ran):
+def test_it_shows_a_question_that_the_large_model_gets_wrong_a_page_and_what_to_do_next(ran):
     shown = dict(line.strip().split(maxsplit=1) for line in ran.text.splitlines() if line.startswith("   "))
-    (answered,) = read_predictions(ran.workdir / "answer.jsonl")
-    assert shown["FIAT"] == answered.prediction
     assert shown["θ_β"].removeprefix("alone ") != shown["right"]
-    assert shown["reasoning"]
+    assert shown["fused"]
+    page = (ran.workdir / "results.html").read_text()
+    assert "fiat" in page
+    assert shown["passage"].split(".")[0] in page
     assert "fiat init" in ran.text
 
 
 def test_run_again_it_computes_nothing_and_says_the_same(ran, small, monkeypatch):
-    monkeypatch.setattr("fiat_jax.demo.theta_tau.train", None)
     monkeypatch.setattr("fiat_jax.experiments.fit.train", None)
+    monkeypatch.setattr("fiat_jax.demo.run.ask_pair", lambda *_: {})
     assert run_demo(ran.workdir, Console(quiet=True), small) == ran.results
 
 
 def test_its_settings_are_those_of_a_gin_file_that_an_experiment_can_start_from(ran):
     experiment = Config(SECTIONS, [str(ran.workdir / "config.gin")]).build(Experiment)
     assert experiment.paradigms == ("icl", "finetune-lora", "fiat")
-    assert experiment.run.train.row_length == 192
     assert experiment.run.task.splits["test"] == str(ran.workdir / "data" / "test.jsonl")
 
 
-def test_no_answer_and_no_reasoning_is_in_the_question_that_is_asked(ran):
-    assert set(json.loads((ran.workdir / "question.jsonl").read_text())) == {"id", "lang", "context", "question"}
-
-
-def test_its_tokenizer_reads_every_row_back(ran):
-    (theta_tau,) = ran.workdir.glob("theta_tau-*")
-    tokenizer = Tokenizer.from_directory(theta_tau)
+def test_the_shipped_tokenizer_reads_every_row_back(ran):
+    tokenizer = Tokenizer.from_directory(LARGE)
     texts = (ran.workdir / "data" / "test.jsonl").read_text().splitlines()
     assert tokenizer.bos_id is not None
     assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in texts)
 
 
-def test_transformers_reads_the_model_that_it_makes(ran):
+def test_the_shipped_models_are_small_and_transformers_reads_them():
     from transformers import AutoModelForCausalLM
 
-    (theta_tau,) = ran.workdir.glob("theta_tau-*")
-    model = AutoModelForCausalLM.from_pretrained(theta_tau)
-    assert model.config.num_hidden_layers == 2
-    assert model.num_parameters() == 32 * 640 + 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
+    size = sum(path.stat().st_size for path in CHECKPOINTS.rglob("*") if path.is_file())
+    assert size < 12e6
+    large, small, untuned = (
+        AutoModelForCausalLM.from_pretrained(path).num_parameters() for path in (LARGE, SMALL, UNTUNED)
+    )
+    assert small == untuned
+    assert large > 3 * small
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Models of nearly no training, made as the shipped ones are."""
+    out = tmp_path_factory.mktemp("models")
+    recipe = Recipe("tiny", 32, 1, 2, 64, stage(420), stage(300, row_length=384), thinks=False)
+    build(out, Console(quiet=True), [recipe])
+    return out, recipe
+
+
+def test_models_can_be_made_from_nothing(built):
+    from safetensors.numpy import load_file
+
+    out, _ = built
+    before, after = (load_file(out / name / "model.safetensors") for name in ("tiny-base", "tiny"))
+    assert before.keys() == after.keys()
+    assert any(not np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_what_is_made_is_not_made_again(built):
+    out, recipe = built
+    made = (out / "tiny" / "model.safetensors").stat().st_mtime_ns
+    build(out, Console(quiet=True), [recipe])
+    assert (out / "tiny" / "model.safetensors").stat().st_mtime_ns == made

@@ -1,98 +1,140 @@
-"""The generated world: the same every time, nothing shared between splits, a large model as good as intended."""
+"""The generated task: the same every time, nothing shared between splits, answers that follow from the passage."""
 
+import random
 import re
 from collections import Counter
 
 import pytest
 
-from fiat_jax.demo.world import HOMES, KINDS, LABELS, SLIPS, SPLITS, STORY, WEATHERS, World, WorldConfig
+from fiat_jax.demo.families import ITEMS, Families
+from fiat_jax.demo.languages import KINDS, languages
+from fiat_jax.demo.task import EXEMPLARS, TaskConfig, chosen_exemplars, rows
+from fiat_jax.demo.world import ENDINGS, NO_ANSWER, PRETRAINING, RELATIONS, SPLITS, Teller, purpose_of
 
-LARGE = WorldConfig(seed=7, train=6000, test=3000)
-
-
-def names_in(text: str) -> set[str]:
-    return set(re.findall(r"\b[A-Z][a-z]{3}\b", text)) - {"What", "This", "When"}
-
-
-def test_one_seed_makes_one_world_and_another_seed_another(world):
-    again, other = World(WorldConfig()), World(WorldConfig(seed=1))
-    for split in SPLITS:
-        assert world.rows(split) == again.rows(split)
-        assert world.rows(split) != other.rows(split)
-    assert list(world.stories()) == list(again.stories())
+CONFIG = TaskConfig(train=600, validation=200, test=600)
+NAME = re.compile(rf"\b[A-Z][a-z]{{3}}(?:{'|'.join(e for endings in ENDINGS.values() for e in endings)})\b")
+ENGLISH = ("What", "Where", "Who", "When", "Which", "How")
 
 
-def test_more_rows_of_one_split_change_no_other_split(world):
-    assert World(WorldConfig(train=100, pages=10)).rows("test") == world.rows("test")
+@pytest.fixture(scope="module")
+def made():
+    return {split: rows(CONFIG, split) for split in (*SPLITS, EXEMPLARS)}
 
 
-def test_no_creature_is_met_in_two_splits_or_in_the_stories(world):
-    met = {split: names_in(" ".join(row["context"] for row in world.rows(split))) for split in SPLITS}
-    met[STORY] = names_in(" ".join(world.stories()))
-    assert all(len(names) > 100 for names in met.values())
-    assert all(met[split] <= set(world.creatures[split]) for split in met)
+@pytest.fixture(scope="module")
+def families():
+    draw = random.Random(5)
+    return Families(draw, languages(), Teller(draw, PRETRAINING))
+
+
+@pytest.fixture(scope="module")
+def texts(families):
+    """What models are trained on: pages, and prompts with their answers."""
+    pages = ["".join(families.page()) for _ in range(3000)]
+    return pages + ["".join(families.prompt(1, ("think", "read", "direct"))) for _ in range(2000)]
+
+
+def test_one_seed_makes_one_task_and_another_seed_another(made):
+    assert {split: rows(CONFIG, split) for split in made} == made
+    other = TaskConfig(seed=1, train=600, validation=200, test=600)
+    assert all(rows(other, split) != made[split] for split in made)
+
+
+def test_fewer_training_rows_are_the_beginning_of_more_and_change_no_other_split(made):
+    fewer = TaskConfig(train=50, validation=200, test=600)
+    assert rows(fewer, "train") == made["train"][:50]
+    assert rows(fewer, "test") == made["test"]
+
+
+def test_no_name_is_met_in_two_splits_or_in_what_models_are_trained_on(made, texts):
+    met = {split: names(" ".join(f"{r['passage']} {r['question']}" for r in part)) for split, part in made.items()}
+    met[PRETRAINING] = names(" ".join(texts))
+    assert all(len(found) > 30 for found in met.values())
     assert sum(map(len, met.values())) == len(set.union(*met.values()))
+    assert all(purpose_of(name) == split for split, found in met.items() for name in found)
 
 
-def test_no_row_is_in_two_splits(world):
-    seen = Counter((row["context"], row["question"]) for split in SPLITS for row in world.rows(split))
-    assert max(seen.values()) == 1
+def names(text: str) -> set[str]:
+    return set(NAME.findall(text))
 
 
-def test_the_answer_follows_from_the_home_in_the_context_and_the_weather_in_the_question(world):
-    for row in world.rows("test"):
-        words = world.words[row["lang"]]
-        (weather,) = (weather for weather in WEATHERS if words[weather] in row["question"])
-        (name,) = names_in(row["question"])
-        (statement,) = (part for part in row["context"].split(".") if name in part)
-        (home,) = (home for home in HOMES if words[home] in statement)
-        assert row["answer"] == world.laws[home, weather]
+def test_models_are_never_asked_about_a_passage_in_an_invented_language(texts):
+    asked = [text for text in texts if re.search(r"^Passage", text, re.MULTILINE)]
+    assert len(asked) > 1000
+    for text in asked:
+        for question in re.findall(r"^Question(?::| =) (.*)$", text, re.MULTILINE):
+            assert question.startswith(ENGLISH)
+    foreign = {word for tongue in languages() for word in tongue.asking.values()}
+    assert not any(word in foreign for text in asked for word in re.findall(r"\w+", text))
 
 
-def test_languages_share_no_word(world):
-    words = [word for kind in KINDS for word in world.words[kind.code].values()]
-    assert len(words) == len(set(words))
+def test_the_answer_is_what_a_reader_of_language_and_passage_finds(made):
+    tongues = {tongue.kind.code: tongue for tongue in languages()}
+    for row in made["test"]:
+        facts = dict(read(sentence) for sentence in re.findall(r"[^.]+\.", row["passage"]))
+        tongue = tongues[row["lang"]]
+        nouns = {word: noun for noun, said in tongue.nouns.items() for word in said}
+        words = re.findall(r"\w+", row["question"])
+        chain = [nouns[word] for word in words if word in nouns]
+        chain = chain[::-1] if tongue.kind.head_first else chain
+        (found,) = names(row["question"])
+        for noun in chain:
+            found = facts.get((noun, found), NO_ANSWER)
+        assert row["answer"] == found
+        assert len(chain) in (1, 2)
 
 
-def test_training_rows_are_mostly_of_the_common_language_and_test_rows_of_all_alike(world):
-    train, test = (Counter(row["lang"] for row in world.rows(split)) for split in ("train", "test"))
-    assert {kind.code: train[kind.code] / train.total() for kind in KINDS} == pytest.approx(
-        {kind.code: kind.share for kind in KINDS}, abs=0.01
-    )
-    assert set(test.values()) == {200}
+def read(sentence: str) -> tuple[tuple[str, str], str]:
+    """Return the relation and subject of an English sentence, and the value."""
+    for relation in RELATIONS:
+        for form in relation.statements:
+            pattern = re.escape(form).replace(r"\{s\}", "(?P<s>[A-Z][a-z]+)").replace(r"\{o\}", r"(?P<o>\w+)")
+            if found := re.fullmatch(pattern, sentence.strip()):
+                return (relation.noun, found["s"]), found["o"]
+    raise AssertionError(sentence)
 
 
-def test_no_label_is_much_more_frequent_than_another(world):
-    counts = Counter(row["answer"] for row in world.rows("train"))
-    assert all(0.28 < counts[label] / counts.total() < 0.39 for label in LABELS)
+def test_half_of_the_questions_take_two_steps_and_a_fifth_have_no_answer():
+    part = rows(TaskConfig(test=4000), "test")
+    assert sum(row["answer"] == NO_ANSWER for row in part) / len(part) == pytest.approx(0.2, abs=0.03)
+    tongues = {tongue.kind.code: tongue for tongue in languages()}
+    said = {code: {word for words in tongue.nouns.values() for word in words} for code, tongue in tongues.items()}
+    steps = Counter(sum(w in said[r["lang"]] for w in re.findall(r"\w+", r["question"])) for r in part)
+    assert steps[2] / len(part) == pytest.approx(0.5, abs=0.03)
+    assert {row["lang"] for row in part} == {kind.code for kind in KINDS}
 
 
-def test_the_large_model_is_right_in_three_quarters_of_the_rows_and_worst_at_the_rare_language():
-    rows = World(LARGE).rows("test")
-    right = {
-        kind.code: sum(row["answer"] == row["large_answer"] for row in rows if row["lang"] == kind.code) / 1000
-        for kind in KINDS
-    }
-    assert 0.70 < sum(right.values()) / len(right) < 0.80
-    assert right["oshi"] < right["bren"] - 0.04
-    assert right["bren"] < right["talu"]
+def test_words_of_a_language_have_one_meaning_and_languages_of_a_family_share_roots():
+    tongues = {tongue.kind.code: tongue for tongue in languages()}
+    for tongue in tongues.values():
+        words = [word for said in tongue.nouns.values() for word in said] + [*tongue.asking.values(), tongue.is_]
+        assert len(set(words)) == len(words)
+    shift = str.maketrans(dict(tongues["breq"].kind.shift))
+    for noun, words in tongues["bren"].nouns.items():
+        assert tuple(word.translate(shift) for word in words) == tongues["breq"].nouns[noun]
+    alone = [set(tongues[code].nouns["ruler"]) for code in ("talu", "oshi", "kemi", "zuma", "quil", "bren")]
+    assert sum(map(len, alone)) == len(set.union(*alone))
 
 
-def test_where_the_large_model_is_wrong_its_reasoning_mostly_has_the_right_home():
-    world = World(LARGE)
-    wrong = [row for row in world.rows("test") if row["answer"] != row["large_answer"]]
-    follows = [row["answer"] == world.laws[fact(row, HOMES), fact(row, WEATHERS)] for row in wrong]
-    assert 0.6 < sum(follows) / len(wrong) < 0.9
+def test_exemplars_show_three_answers_and_one_that_is_not_told(made):
+    by_id = {row["id"]: row for row in made[EXEMPLARS]}
+    shown = [by_id[row_id] for row_id in chosen_exemplars(made[EXEMPLARS])]
+    assert [row["answer"] == NO_ANSWER for row in shown] == [False] * 3 + [True]
+    assert all(row["reasoning"].startswith("In English: ") for row in shown)
+    assert all("reasoning" not in row for split in SPLITS for row in made[split])
 
 
-def test_the_large_model_slips_as_often_as_it_was_meant_to():
-    world = World(LARGE)
-    rows = world.rows("train")
-    slipped = sum(row["large_answer"] != world.laws[fact(row, HOMES), fact(row, WEATHERS)] for row in rows)
-    assert slipped / len(rows) == pytest.approx(SLIPS, abs=0.02)
+@pytest.mark.parametrize("mode", ["think", "read", "direct"])
+def test_a_thought_is_written_read_or_left_out(families, mode):
+    pairs = [families.prompt(0, [mode]) for _ in range(300)]
+    lookups = [pair for pair in pairs if "Question" in pair[0]]
+    assert len(lookups) > 50
+    for asked, answered in lookups:
+        assert asked.rstrip(" =:").endswith("Answer") == (mode != "think")
+        assert (answered.count(" ") > 2) == (mode == "think")
+        assert ("\nReasoning" in asked) == (mode == "read") or mode == "think"
 
 
-def fact(row, known: tuple[str, ...]) -> str:
-    """Return which of the known words the reasoning names."""
-    (found,) = (word for word in known if word in row["reasoning"])
-    return found
+def test_every_family_is_drawn(families):
+    assert set(ITEMS) == {"translate", "lookup", "verify", "compare", "count", "language"}
+    assert sum(ITEMS.values()) == pytest.approx(1)
