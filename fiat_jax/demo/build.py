@@ -36,7 +36,7 @@ VOCABULARY = 2048
 HELD_OUT = 200  # texts that are not trained on: the best weights are chosen by them
 TOKENIZER_TEXTS = 20_000
 MAX_LENGTH = 1024
-SHOTS = (0, 0, 1, 2)  # exemplars before an item that is asked
+SHOTS = (0, 1, 2, 3, 3)  # exemplars before an item that is asked
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,37 +28,47 @@ TOGETHER = 3  # items of a page
 
 
 class Item(NamedTuple):
-    """A task's example: named texts, the thought that leads to the answer (or none), and the answer."""
+    """A task's example: named texts, what is asked in English, the facts that lead to the answer, and the answer."""
 
     given: tuple[tuple[str, str], ...]
-    thought: str
+    asked: str
+    facts: str
     answer: str
 
 
 class Style(NamedTuple):
-    """How items are written: one of these for all that stand together."""
+    """How items are written: one of these for all that stand together.
+
+    `again` is before what is asked, said again in English at the beginning of a thought; "": it is not said again.
+    """
 
     colon: str
     thought: str
+    again: str
     so: str
+
+    def think(self, item: Item) -> str:
+        """Return the thought that leads to an answer, if there is any."""
+        return f"{self.again} {item.asked} {item.facts}" if self.again and item.asked else item.facts
 
     def asked(self, item: Item, mode: str = "think") -> str:
         """Return an item up to where what answers it begins; "read" shows its thought, "think" asks for it."""
         lines = [f"{name}{self.colon}{text}" for name, text in item.given]
-        if item.thought and mode == "read":
-            lines.append(f"Reasoning{self.colon}{item.thought}")
-        asks = self.thought if item.thought and mode == "think" else "Answer"
+        if item.facts and mode == "read":
+            lines.append(f"Reasoning{self.colon}{self.think(item)}")
+        asks = self.thought if item.facts and mode == "think" else "Answer"
         return "\n".join([*lines, f"{asks}{self.colon.rstrip()}"])
 
     def answered(self, item: Item, mode: str = "think") -> str:
         """Return what comes behind that."""
-        return f" {item.thought} {self.so} {item.answer}." if item.thought and mode == "think" else f" {item.answer}"
+        return f" {self.think(item)} {self.so} {item.answer}." if item.facts and mode == "think" else f" {item.answer}"
 
 
 STYLES = [
-    Style(colon, thought, so)
+    Style(colon, thought, again, so)
     for colon in (": ", " = ")
     for thought in ("Thought", "Reasoning", "Steps")
+    for again in ("In English:", "That is:", "Asked:", "")
     for so in ("So the answer is", "The answer:", "Thus:")
 ]
 
@@ -127,7 +137,7 @@ class Families:
         names = language.kind.code, "English"
         if draw.random() < 0.3:
             pair, names = pair[::-1], names[::-1]
-        return Item(((names[0].capitalize(), pair[0]),), "", f"In {names[1]}: {pair[1]}")
+        return Item(((names[0].capitalize(), pair[0]),), "", "", f"In {names[1]}: {pair[1]}")
 
     def _lookup(self) -> Item:
         """An English question about an English passage."""
@@ -138,7 +148,7 @@ class Families:
         asked = self._teller.ask(scene.facts)
         thought = [fact.told() for fact in asked.steps] + [NOT_TOLD] * (asked.answer == NO_ANSWER)
         given = (("Passage", scene.passage), ("Question", asked.question.english))
-        return Item(given, " ".join(thought), asked.answer)
+        return Item(given, asked.question.english, " ".join(thought), asked.answer)
 
     def _verify(self) -> Item:
         """A claim in an invented language, and an English passage: true, false, or unknown."""
@@ -156,7 +166,7 @@ class Families:
         answer = "unknown" if known is None else str(known == fact).lower()
         told = NOT_TOLD if known is None else known.told()
         claim = self._some_language().statement(fact, draw)
-        return Item((("Passage", scene.passage), ("Claim", claim)), f"In English: {fact.told()} {told}", answer)
+        return Item((("Passage", scene.passage), ("Claim", claim)), fact.told(), told, answer)
 
     def _compare(self) -> Item:
         """Which of two towns was founded first, or which of two holds its market on a day."""
@@ -174,7 +184,7 @@ class Families:
         else:
             question, answer = f"Which town holds its market on {asked.value}?", asked.subject
         given = (("Passage", self._teller.tell(told)), ("Question", question))
-        return Item(given, " ".join(fact.told() for fact in facts), answer)
+        return Item(given, question, " ".join(fact.told() for fact in facts), answer)
 
     def _count(self) -> Item:
         """How many of a passage have a property."""
@@ -187,13 +197,13 @@ class Families:
         draw.shuffle(told)
         question = f"How many have this {relation.noun}: {ARTICLES.get(relation.noun, '')}{value}?"
         thought = " ".join(fact.told() for fact in told if fact.value == value) or "None."
-        return Item((("Passage", self._teller.tell(told)), ("Question", question)), thought, str(many))
+        return Item((("Passage", self._teller.tell(told)), ("Question", question)), question, thought, str(many))
 
     def _language(self) -> Item:
         """The language of a text."""
         draw, language = self._draw, self._some_language()
         text = language.statement(self._teller.fact(draw.choice(RELATIONS)), draw)
-        return Item((("Text", text),), "", language.kind.code)
+        return Item((("Text", text),), "", "", language.kind.code)
 
     def _text(self) -> str:
         """Plain text: a passage, or statements in an invented language."""
