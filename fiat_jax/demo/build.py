@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from rich.console import Console
 
 from fiat_jax.data.batches import TrainBatches
 from fiat_jax.data.examples import Example, Examples, content_key
-from fiat_jax.demo.families import Families
+from fiat_jax.data.layout import Batch, DecoderLayout, Passages
+from fiat_jax.data.packing import Plan
+from fiat_jax.demo.families import Families, Part
 from fiat_jax.demo.languages import languages
 from fiat_jax.demo.world import PRETRAINING, Teller
 from fiat_jax.experiments import runtime
@@ -68,8 +70,8 @@ def stage(texts: int, learning_rate: float = 3e-3, row_length: int = 256, batch_
 
 
 RECIPES = (
-    Recipe("demo-L", 192, 4, 3, 512, stage(100_000), stage(30_000, 1.5e-3, 384, 6), thinks=True),
-    Recipe("demo-XS", 96, 3, 3, 256, stage(50_000, 4e-3), stage(30_000, 2e-3, 384, 6), thinks=False),
+    Recipe("demo-L", 192, 4, 3, 512, stage(150_000), stage(30_000, 1.5e-3, 448, 4), thinks=True),
+    Recipe("demo-XS", 96, 3, 3, 256, stage(110_000), stage(25_000, 2e-3, 448, 4), thinks=False),
 )
 
 
@@ -81,7 +83,8 @@ def build(workdir: Path, console: Console, recipes: Iterable[Recipe] = RECIPES, 
     if not pieces.exists():
         draw = random.Random(f"{seed} tokenizer")
         families = Families(draw, languages(), Teller(draw, PRETRAINING))
-        _write_tokenizer(("".join(families.page()) for _ in range(TOKENIZER_TEXTS)), VOCABULARY, pieces)
+        texts = ("".join(part.text for part in families.page()) for _ in range(TOKENIZER_TEXTS))
+        _write_tokenizer(texts, VOCABULARY, pieces)
     tokenizer = Tokenizer.from_directory(pieces)
     for recipe in recipes:
         _build_one(recipe, tokenizer, pieces, workdir, seed, console)
@@ -119,7 +122,7 @@ def _build_one(recipe: Recipe, tokenizer: Tokenizer, pieces: Path, workdir: Path
 def _train(model: Model, examples: Examples, config: TrainConfig, workdir: Path, name: str, console: Console) -> Model:
     """Return a model trained on all but the first examples, with the weights that those like best."""
     held, seen = (
-        TrainBatches(examples.take(part), config.row_length, config.batch_rows, config.seed)
+        TrainBatches(examples.take(part), config.row_length, config.batch_rows, config.seed, PartsLayout)
         for part in (range(HELD_OUT), range(HELD_OUT, len(examples)))
     )
     loss = jax.jit(model.loss)
@@ -142,26 +145,40 @@ def _train(model: Model, examples: Examples, config: TrainConfig, workdir: Path,
     return dataclasses.replace(model, trainable=trained.trainable)
 
 
+@dataclasses.dataclass(frozen=True)
+class PartsLayout(DecoderLayout):
+    """Decoder rows whose targets are learnt in part: those that are only read are given as ~id, and weigh nothing."""
+
+    def assemble(self, passages: Passages, plan: Plan, rows: range, num_rows: int, capacity: Sequence[int]) -> Batch:
+        """See `DecoderLayout`."""
+        batch = super().assemble(passages, plan, rows, num_rows, capacity)
+        ids = {name: np.where(batch[name] < 0, ~batch[name], batch[name]) for name in ("tokens", "targets")}
+        return {**batch, **ids, "weights": np.where(batch["targets"] < 0, np.float32(0), batch["weights"])}
+
+
 def pretraining_examples(tokenizer: Tokenizer, count: int, seed: int, thinks: bool) -> Examples:
-    """Return texts without instructions; of tasks the answers are learnt, of plain texts all."""
+    """Return texts without instructions, for `PartsLayout`."""
     draw = random.Random(f"{seed} pretraining")
     families = Families(draw, languages(), Teller(draw, PRETRAINING))
-    return Examples.of(_example(f"page {n}", *families.page(), tokenizer) for n in range(count))
+    return Examples.of(_example(f"page {n}", families.page(), tokenizer) for n in range(count))
 
 
 def tuning_examples(tokenizer: Tokenizer, count: int, seed: int, thinks: bool) -> Examples:
-    """Return prompts with instructions, of which the answers to the last items are learnt."""
+    """Return prompts with instructions, for `PartsLayout`."""
     draw = random.Random(f"{seed} tuning {thinks}")
     families = Families(draw, languages(), Teller(draw, PRETRAINING))
     modes = ("think",) if thinks else ("read", "direct")
-
     prompts = (families.prompt(draw.choice(SHOTS), modes) for _ in range(count))
-    return Examples.of(_example(f"item {n}", *pair, tokenizer) for n, pair in enumerate(prompts))
+    return Examples.of(_example(f"prompt {n}", parts, tokenizer) for n, parts in enumerate(prompts))
 
 
-def _example(row_id: str, read: str, learnt: str, tokenizer: Tokenizer) -> Example:
-    inputs = np.array([tokenizer.bos_id, *tokenizer.encode(read)], np.int32)
-    return Example(row_id, "und", inputs, np.array([*tokenizer.encode(learnt), tokenizer.eos_id], np.int32))
+def _example(row_id: str, parts: Sequence[Part], tokenizer: Tokenizer) -> Example:
+    ids = [np.array(tokenizer.encode(part.text), np.int32) for part in parts]
+    first = 0 if parts[0].learnt else 1  # what is read before anything is learnt
+    read = np.array([tokenizer.bos_id], np.int32)
+    rest = [found if part.learnt else ~found for found, part in zip(ids[first:], parts[first:], strict=True)]
+    end = np.array([tokenizer.eos_id], np.int32)
+    return Example(row_id, "und", np.concatenate([read, *ids[:first]]), np.concatenate([*rest, end]))
 
 
 def _write_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path) -> None:

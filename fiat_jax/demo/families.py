@@ -5,7 +5,7 @@ in English, and questions in invented languages are translated, without a passag
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from fiat_jax.demo.languages import Language
@@ -25,6 +25,13 @@ ITEMS = {"translate": 0.3, "lookup": 0.36, "verify": 0.18, "compare": 0.05, "cou
 PAGES = {"repeat": 0.14, "text": 0.06, "words": 0.06, "translate": 0.24, "lookup": 0.32, "verify": 0.11}
 PAGES |= {"compare": 0.03, "count": 0.04}
 TOGETHER = 3  # items of a page
+
+
+class Part(NamedTuple):
+    """A piece of a text that models are trained on; unless `learnt` it is only read."""
+
+    text: str
+    learnt: bool
 
 
 class Item(NamedTuple):
@@ -88,39 +95,36 @@ class Families:
             "language": self._language,
         }
 
-    def prompt(self, shots: int, modes: Sequence[str]) -> tuple[str, str]:
-        """Return an instruction and items of one family, the last one asked, and what answers that one."""
+    def prompt(self, shots: int, modes: Sequence[str]) -> list[Part]:
+        """Return an instruction and one more item of a family than `shots`; the answers of all are learnt."""
         draw = self._draw
         family, style, mode = _chosen(draw, ITEMS), draw.choice(STYLES), draw.choice(modes)
-        *before, last = (self._items[family]() for _ in range(shots + 1))
-        blocks = [style.asked(item, mode) + style.answered(item, mode) for item in before]
-        prompt = "\n\n".join([draw.choice(INSTRUCTIONS[family]), *blocks, style.asked(last, mode)])
-        return prompt, style.answered(last, mode)
+        items = [self._items[family]() for _ in range(shots + 1)]
+        blocks = [(style.asked(item, mode), style.answered(item, mode)) for item in items]
+        return [Part(draw.choice(INSTRUCTIONS[family]), False), *_alternating(blocks, "\n\n", "\n\n")]
 
-    def page(self) -> tuple[str, str]:
-        """Return a text without an instruction: what is read only, and what is learnt of it."""
+    def page(self) -> list[Part]:
+        """Return a text without an instruction: of tasks the answers are learnt, of plain texts all."""
         draw = self._draw
         kind, style = _chosen(draw, PAGES), draw.choice(STYLES)
         if kind == "text":
-            return "", self._text()
+            return [Part(self._text(), True)]
         if kind == "words":
-            return "", "\n".join(self._word() for _ in range(4))
+            return [Part("\n".join(self._word() for _ in range(4)), True)]
         if kind == "repeat":
             text = self._text()
-            return f"Text{style.colon}{text}\nAgain{style.colon.rstrip()}", f" {text}"
+            return [Part(f"Text{style.colon}{text}\nAgain{style.colon.rstrip()}", False), Part(f" {text}", True)]
         if kind in ("lookup", "verify"):
             return self._about_one_passage(kind, style)
         items = [self._items[kind]() for _ in range(TOGETHER if kind == "translate" else 2)]
-        first, *rest = items
-        more = "".join("\n\n" + style.asked(item) + style.answered(item) for item in rest)
-        return style.asked(first), style.answered(first) + more
+        return _alternating([(style.asked(item), style.answered(item)) for item in items], "\n\n")
 
-    def _about_one_passage(self, kind: str, style: Style) -> tuple[str, str]:
+    def _about_one_passage(self, kind: str, style: Style) -> list[Part]:
         scene = self._teller.scene(self._draw.choice((1, 2)), length=self._draw.randint(2, 7))
         make = self._question_about if kind == "lookup" else self._claim_about
         items = dict.fromkeys(make(scene) for _ in range(TOGETHER))  # each once
-        asked = [style.asked(item).split("\n", 1)[1] + style.answered(item) for item in items]
-        return f"Passage{style.colon}{scene.passage}", "\n" + "\n".join(asked)
+        blocks = [(style.asked(item).split("\n", 1)[1], style.answered(item)) for item in items]
+        return [Part(f"Passage{style.colon}{scene.passage}", False), *_alternating(blocks, "\n", "\n")]
 
     def _some_language(self) -> Language:
         return self._draw.choices(self._languages, self._shares)[0]
@@ -224,6 +228,14 @@ class Families:
         while (found := self._teller.value(relation)) == value:
             pass
         return found
+
+
+def _alternating(blocks: Iterable[tuple[str, str]], between: str, before: str = "") -> list[Part]:
+    """Return what is asked and what is answered in turn."""
+    parts: list[Part] = []
+    for asked, answered in blocks:
+        parts += [Part((between if parts else before) + asked, False), Part(answered, True)]
+    return parts
 
 
 def _chosen(draw: random.Random, shares: dict[str, float]) -> str:

@@ -47,15 +47,20 @@ def _by_span(train: Rows, test: Rows, with_question: bool) -> list[str]:
 
 
 def _words(row: Mapping[str, str]) -> list[str]:
-    return [NO_ANSWER, *dict.fromkeys(re.findall(r"\w+", row["passage"]))]
+    return [NO_ANSWER, *dict.fromkeys(_tokens(row["passage"]))]
+
+
+def _tokens(text: str) -> list[str]:
+    """Return names, which are two capitalised words, and other words."""
+    return re.findall(r"[A-Z][a-z]+ [A-Z][a-z]+|\w+", text)
 
 
 def _features(row: Mapping[str, str], word: str, with_question: bool) -> Iterator[str]:
-    asked = re.findall(r"\w+", row["question"]) if with_question else []
-    said = [sentence for sentence in row["passage"].split(".") if word in re.findall(r"\w+", sentence)]
-    around = {other for sentence in said for other in re.findall(r"\w+", sentence) if other != word}
+    asked = _tokens(row["question"]) if with_question else []
+    said = [sentence for sentence in row["passage"].split(".") if word in _tokens(sentence)]
+    around = {other for sentence in said for other in _tokens(sentence) if other != word}
     met = any(other in asked for other in around)  # a name of the question beside it
     for other in (*around, *(["none"] if word == NO_ANSWER else [])):
-        if not other[0].isupper() or other == "The":
+        if " " not in other:
             yield other
-            yield from (f"{other} {met} {each}" for each in asked if not each[0].isupper())
+            yield from (f"{other} {met} {each}" for each in asked if " " not in each)

@@ -56,6 +56,7 @@ class TaskConfig:
 
     Args:
         seed: of the rows. The languages are those that the models were pretrained on.
+        facts: told in a passage.
         two_steps: the share of questions that follow two facts.
         untold: the share of questions that the passage does not answer.
     """
@@ -64,6 +65,7 @@ class TaskConfig:
     train: int = 1000
     validation: int = 200
     test: int = 500
+    facts: int = 5
     two_steps: float = 0.5
     untold: float = 0.2
 
@@ -77,7 +79,7 @@ def rows(config: TaskConfig, split: str) -> list[dict[str, str]]:
         hops, told = 1 + (draw.random() < config.two_steps), draw.random() >= config.untold
         if split == EXEMPLARS:
             hops, told = 1 + number % 2, number % 4 != 3
-        scene = teller.scene(hops, told)
+        scene = teller.scene(hops, told, config.facts)
         row = {
             "id": f"{split}-{number}",
             "lang": tongue.kind.code,
@@ -116,9 +118,9 @@ def write_task(config: TaskConfig, directory: Path) -> tuple[Task, Path]:
 
 
 def chosen_exemplars(made: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the ids of I_β's exemplars: three that have an answer, of the most frequent languages, and one not."""
+    """Return the ids of I_β's exemplars: two that have an answer, of the most frequent languages, and one not."""
     told = [row["id"] for row in made if row["answer"] != NO_ANSWER]
-    return [*told[:3], next(row["id"] for row in made if row["answer"] == NO_ANSWER)]
+    return [*told[:2], next(row["id"] for row in made if row["answer"] == NO_ANSWER)]
 
 
 def write_rows(path: Path, made: Iterable[Mapping[str, Any]]) -> None:

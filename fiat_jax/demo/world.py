@@ -137,24 +137,44 @@ SHARES = {"test": 2, "validation": 1, "exemplars": 1, "train": 4}  # of 16 names
 
 
 class Names:
-    """Names of entities; those of different purposes differ by their hash."""
+    """Names of entities, of two words each; those of different purposes differ by their hash."""
 
     def __init__(self, draw: random.Random, purpose: str):
         self._draw, self._purpose = draw, purpose
         self._recent = collections.deque[str](maxlen=100)  # so that no passage has two entities of one name
 
     def new(self, kind: str) -> str:
-        """Return a name, whose ending shows its kind."""
-        onsets, vowels = "bdfgklmnprstvz", "aeiou"
+        """Return a name, whose words show its kind."""
         while True:
-            stem = "".join(self._draw.choice(onsets) + self._draw.choice(vowels) for _ in range(2))
-            name = (stem + self._draw.choice(ENDINGS[kind])).capitalize()
+            name = " ".join(self._draw.choice(words) for words in NAME_WORDS[kind])
             if purpose_of(name) == self._purpose and name not in self._recent:
                 self._recent.append(name)
                 return name
 
 
-ENDINGS = {PERSON: ("no", "sa", "ri", "len"), TOWN: ("burg", "vik", "ham", "dor"), SHIP: ("ax", "is", "um", "ys")}
+def _name_words(draw: random.Random) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return the first and the second words of every kind's names; no word stands in two places."""
+    taken: set[str] = set()
+
+    def words(endings: Sequence[str]) -> tuple[str, ...]:
+        made: list[str] = []
+        while len(made) < NAMES:
+            word = (draw.choice("bdfgklmnprstvz") + draw.choice("aeiou") + draw.choice(endings)).capitalize()
+            if word not in taken:
+                taken.add(word)
+                made.append(word)
+        return tuple(made)
+
+    return {kind: (words(first), words(second)) for kind, (first, second) in ENDINGS.items()}
+
+
+ENDINGS = {
+    PERSON: (("na", "ro", "lia"), ("sen", "tov", "ris")),
+    TOWN: (("ld", "rn", "st"), ("burg", "vik", "ham")),
+    SHIP: (("x", "z", "q"), ("mis", "dax", "lys")),
+}
+NAMES = 96  # first words of a kind's names, and second ones
+NAME_WORDS = _name_words(random.Random("names"))
 
 
 def purpose_of(name: str) -> str:
