@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from fiat_jax.errors import UserError
 from fiat_jax.evaluation.gains import gains_by_language
 from fiat_jax.evaluation.predictions import Prediction, read_predictions
 from fiat_jax.evaluation.statistics import RESAMPLES, bootstrap_p, interval, resampled_means
@@ -56,12 +57,18 @@ class Measured:
 def read_measured(runs: Mapping[str, tuple[Path, Sequence[Mapping[str, Any]]]]) -> Measured:
     """Read the predictions of experiments: what is before their paradigms' names → working directory, result rows."""
     of_seeds: dict[tuple[str, int], list[ByLanguage]] = {}
-    metric = ""
+    metric, rows_read = "", []
     for prefix, (workdir, rows) in runs.items():
         metric = rows[0]["metric"]
         cells = {row["cell"]: (prefix + row["paradigm"], row["size"] or 0) for row in rows}
         for cell, system in cells.items():
             found = read_predictions(workdir / "predictions" / f"{cell}.jsonl")
+            ids = sorted(one.id for one in found)
+            rows_read = rows_read or ids
+            if ids != rows_read:
+                raise UserError(
+                    f"the predictions of {cell} in {workdir} are of other rows than those before; remove it"
+                )
             of_seeds.setdefault(system, []).append(_by_language(found, metric))
     means = {
         system: {language: np.mean([one[language] for one in seeds], axis=0) for language in seeds[0]}
@@ -160,16 +167,14 @@ def print_claims(found: Mapping[str, Any], console: Console) -> None:
     for name, alone in found["large"]["by_language"].items():
         told = (f"{g['baselines'][name]:.1f} → {g['gains'][name]:+.1f}" for g in by_size.values())
         languages.add_row(name, with_interval(alone), *told)
-    correlations = (
-        f"{g['rank_correlation']:+.2f} [{g['ci95'][0]:+.2f}, {g['ci95'][1]:+.2f}]" for g in by_size.values()
-    )
-    languages.add_row("rank correlation", "", *correlations)
+    correlations = ((g["rank_correlation"], *g["ci95"]) for g in by_size.values())
+    languages.add_row("rank correlation", "", *("{:+.2f} [{:+.2f}, {:+.2f}]".format(*one) for one in correlations))
     console.print(languages)
 
     start = found["instructions_at_step_0"]
     console.print(
-        f"θ_τ before any step: {with_interval(start['bare'])} without instructions, {with_interval(start['instructed'])} "
-        f"with them; difference {with_interval(start['gain'], 'difference')}",
+        f"θ_τ before any step: {with_interval(start['bare'])} without instructions, "
+        f"{with_interval(start['instructed'])} with them; difference {with_interval(start['gain'], 'difference')}",
         highlight=False,
     )
 

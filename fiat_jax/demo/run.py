@@ -9,20 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 
+from fiat_jax.demo.claims import claims, print_claims, read_measured
+from fiat_jax.demo.sanity import READERS, simple_answers
 from fiat_jax.demo.task import TaskConfig, write_task
-from fiat_jax.evaluation.predictions import read_predictions
+from fiat_jax.evaluation.metrics import find_metrics
+from fiat_jax.evaluation.predictions import Prediction, read_predictions
 from fiat_jax.experiments import asking, runtime
+from fiat_jax.experiments.bench import Bench, Cell
 from fiat_jax.experiments.bundle import read_bundle
+from fiat_jax.experiments.feed import Reasons
+from fiat_jax.experiments.fit import scoring_rows
 from fiat_jax.experiments.matrix import run_experiment
+from fiat_jax.experiments.paradigms import find_paradigm
 from fiat_jax.experiments.reason import Reason
-from fiat_jax.experiments.results import print_tables, table_by_language, table_of_scores
+from fiat_jax.experiments.results import print_tables, table_by_language, table_of_scores, write_json
+from fiat_jax.experiments.scorer import Scorer
 from fiat_jax.experiments.sections import SECTIONS
 from fiat_jax.experiments.serve import Asked, Assembly
 from fiat_jax.experiments.spec import Data, Experiment, Prompts, Reasoning, Run
 from fiat_jax.models.lora import LoraConfig
-from fiat_jax.models.model import ModelConfig
+from fiat_jax.models.model import ModelConfig, load_model
 from fiat_jax.reasoning.drive import GenerateOptions
 from fiat_jax.reasoning.native import Native
 from fiat_jax.serving.choices import Usage
@@ -36,6 +45,8 @@ from fiat_jax.training.config import TrainConfig
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 LARGE, SMALL, UNTUNED = (CHECKPOINTS / name for name in ("demo-L", "demo-XS", "demo-XS-base"))
 SHOWN = ("icl", "fiat")  # whose answers the demo shows
+UNINSTRUCTED, INSTRUCTED = "finetune-lora", "fiat-no-reasoning"  # alike but for I_τ
+BASE = "base: "  # before the names of paradigms of the θ_τ that was not instruction-tuned
 SETTINGS = {name: Path(__file__).parent / f"{name}.gin" for name in ("demo", "full")}
 
 
@@ -45,6 +56,7 @@ class DemoConfig:
 
     Args:
         base_paradigms: those that are also run with the θ_τ that was not instruction-tuned.
+        claims: whether the claims of the paper are measured on the results (`demo.claims` says what that needs).
     """
 
     world: TaskConfig
@@ -55,6 +67,7 @@ class DemoConfig:
     sizes: tuple[int, ...] = (0,)
     seeds: tuple[int, ...] = (0,)
     learning_rates: tuple[float, ...] = ()
+    claims: bool = False
 
 
 def run_demo(workdir: Path, console: Console, config: DemoConfig) -> list[dict[str, Any]]:
@@ -90,6 +103,7 @@ def run_demo(workdir: Path, console: Console, config: DemoConfig) -> list[dict[s
     experiment = Experiment(run, config.paradigms, config.sizes, config.seeds, config.learning_rates)
     runtime.write_config(workdir, "\n".join(as_gin(experiment)) + "\n")
     results = run_experiment(experiment, workdir, console)
+    runs = {"": (workdir, results)}
     if config.base_paradigms:
         console.print("   The same with a θ_τ that was not instruction-tuned:")
         other = dataclasses.replace(
@@ -98,10 +112,16 @@ def run_demo(workdir: Path, console: Console, config: DemoConfig) -> list[dict[s
             paradigms=config.base_paradigms,
             against=config.base_paradigms[0],
         )
-        results += run_experiment(other, workdir / "base", console)
+        runs[BASE] = workdir / "base", run_experiment(other, workdir / "base", console)
+    _print_readers(task, console)
+    if config.claims:
+        untuned = {"bare": predict_untuned(run, UNINSTRUCTED), "instructed": predict_untuned(run, INSTRUCTED)}
+        found = claims(read_measured(runs), untuned)
+        write_json(workdir / "claims.json", found)
+        print_claims(found, console)
 
     console.print("4. One question, answered by the fused pair: the first test row that θ_β alone gets wrong.")
-    cells = {name: next(row["cell"] for row in results if row["paradigm"] == name) for name in SHOWN}
+    cells = {row["paradigm"]: row["cell"] for row in sorted(results, key=_last_is_best)}
     bundle = workdir / "cells" / cells["fiat"] / "bundle"
     row = _missed(task, workdir / "predictions" / f"{cells['icl']}.jsonl")
     told = {name: row[name] for name in task.fields} | ask_pair(bundle, native, row) | {"right": row["answer"]}
@@ -112,6 +132,20 @@ def run_demo(workdir: Path, console: Console, config: DemoConfig) -> list[dict[s
     page = _write_page(workdir / "results.html", results, lines)
     _print_next(workdir, bundle, page, time.monotonic() - begun, console)
     return results
+
+
+def predict_untuned(run: Run, name: str) -> list[Prediction]:
+    """Return what θ_τ answers to the reported rows before any step, reading what a paradigm lets it read."""
+    paradigm = find_paradigm(name)
+    bench = Bench(run, (0,), [paradigm])
+    cell = Cell(paradigm, len(bench.train_rows), 0)
+    mesh = run.mesh.build()
+    with jax.set_mesh(mesh):
+        model = load_model(run.model, mesh, lora=run.lora)
+        rows = scoring_rows(run.train.batch_rows, model)
+        scorer = Scorer(model, bench.feed(cell), run.train.row_length, rows)
+        prepared = scorer.prepare(bench.report_rows, Reasons({}))
+        return prepared.predict(model.trainable, run.prompts.max_new_tokens)
 
 
 def ask_pair(bundle: Path, native: Native, row: Row) -> dict[str, str]:
@@ -154,6 +188,22 @@ def _for_devices(train: TrainConfig) -> TrainConfig:
     """Return the same with batches that the machine's devices divide."""
     ways = jax.device_count()
     return dataclasses.replace(train, batch_rows=-(-train.batch_rows // ways) * ways)
+
+
+def _last_is_best(row: Mapping[str, Any]) -> tuple[int, int]:
+    """Return what sorts the cell of the most rows and the first seed last."""
+    return row["size"] or 0, -(row["seed"] or 0)
+
+
+def _print_readers(task: Task, console: Console) -> None:
+    """Print what readers without a model make of the test rows, so that a task that gives itself away would show."""
+    train, test = read_rows(task, "train"), read_rows(task, "test")
+    (metric,) = find_metrics(task.metrics)
+    assert metric.per_row is not None
+    gold = [row[task.answer_field] for row in test]
+    scores = {name: np.mean(metric.per_row(gold, simple_answers(train, test, name))) for name in READERS}
+    told = ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
+    console.print(f"   Simple readers of the same rows, {metric.name}: {told}.", highlight=False)
 
 
 def _missed(task: Task, predictions: Path) -> Row:
