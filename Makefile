@@ -10,14 +10,15 @@ PEER_PYTHON ?= $(BIN)/python
 ARGS ?=
 SPREAD ?= -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help setup check test test-slow demo bench lock clean
+.PHONY: help setup check test test-slow demo demo-full bench lock clean
 
 help:
 	@echo "make setup      install into .venv (done once, and again when pyproject.toml or the lock changes)"
 	@echo "make check      ruff, pyright, import-linter"
 	@echo "make test       all tests but the slow ones"
 	@echo "make test-slow  the slow ones"
-	@echo "make demo       FIAT on a small generated task, start to end"
+	@echo "make demo       FIAT on a small generated task, start to end: a few minutes"
+	@echo "make demo-full  every part of it removed in turn, three sizes, three seeds; goes on where it was stopped"
 	@echo "make bench      our train step and peft's, in turn"
 	@echo "make lock       resolve the newest versions that pyproject.toml allows (needs uv)"
 	@echo "make clean      remove what make made; runs and reasoning stay"
@@ -47,6 +48,9 @@ test-slow: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/fiat demo $(ARGS)
+
+demo-full: $(STAMP)
+	$(BIN)/fiat demo --full --workdir runs/demo-full $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/train_step.py --peer-python $(PEER_PYTHON) $(ARGS)

@@ -44,6 +44,7 @@ from fiat_jax.training.config import TrainConfig
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 LARGE, SMALL, UNTUNED = (CHECKPOINTS / name for name in ("demo-L", "demo-XS", "demo-XS-base"))
+READ_BY_READERS = 1000  # training rows of the simple readers
 SHOWN = ("icl", "fiat")  # whose answers the demo shows
 UNINSTRUCTED, INSTRUCTED = "finetune-lora", "fiat-no-reasoning"  # alike but for I_τ
 BASE = "base: "  # before the names of paradigms of the θ_τ that was not instruction-tuned
@@ -197,7 +198,7 @@ def _last_is_best(row: Mapping[str, Any]) -> tuple[int, int]:
 
 def _print_readers(task: Task, console: Console) -> None:
     """Print what readers without a model make of the test rows, so that a task that gives itself away would show."""
-    train, test = read_rows(task, "train"), read_rows(task, "test")
+    train, test = read_rows(task, "train")[:READ_BY_READERS], read_rows(task, "test")
     (metric,) = find_metrics(task.metrics)
     assert metric.per_row is not None
     gold = [row[task.answer_field] for row in test]
@@ -208,7 +209,7 @@ def _print_readers(task: Task, console: Console) -> None:
 
 def _missed(task: Task, predictions: Path) -> Row:
     """Return the first test row that θ_β's answer misses."""
-    missed = {one.row_id for one in read_predictions(predictions) if one.gold != one.prediction}
+    missed = {one.id for one in read_predictions(predictions) if one.gold != one.prediction}
     rows = read_rows(task, "test")
     return next((row for row in rows if row["id"] in missed), rows[0])
 

@@ -3,12 +3,9 @@
 import hashlib
 import json
 
-import numpy as np
-import pytest
 from rich.console import Console
 
 from fiat_jax.config import Config
-from fiat_jax.demo.build import Recipe, build, stage
 from fiat_jax.demo.run import CHECKPOINTS, LARGE, SMALL, UNTUNED, run_demo
 from fiat_jax.experiments.sections import SECTIONS, Experiment
 from fiat_jax.prompts.tokenizer import Tokenizer
@@ -78,28 +75,3 @@ def test_the_shipped_models_are_small_and_transformers_reads_them():
     )
     assert small == untuned
     assert large > 3 * small
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """Models of nearly no training, made as the shipped ones are."""
-    out = tmp_path_factory.mktemp("models")
-    recipe = Recipe("tiny", 32, 1, 2, 64, stage(420), stage(300, row_length=384), thinks=False)
-    build(out, Console(quiet=True), [recipe])
-    return out, recipe
-
-
-def test_models_can_be_made_from_nothing(built):
-    from safetensors.numpy import load_file
-
-    out, _ = built
-    before, after = (load_file(out / name / "model.safetensors") for name in ("tiny-base", "tiny"))
-    assert before.keys() == after.keys()
-    assert any(not np.array_equal(before[name], after[name]) for name in before)
-
-
-def test_what_is_made_is_not_made_again(built):
-    out, recipe = built
-    made = (out / "tiny" / "model.safetensors").stat().st_mtime_ns
-    build(out, Console(quiet=True), [recipe])
-    assert (out / "tiny" / "model.safetensors").stat().st_mtime_ns == made
