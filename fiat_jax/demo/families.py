@@ -11,7 +11,6 @@ from typing import NamedTuple
 from fiat_jax.demo.languages import Language
 from fiat_jax.demo.world import NO_ANSWER, RELATIONS, TOWN, Fact, Relation, Scene, Teller, of_kind
 
-ARTICLES = {"animal": "a ", "trade": "a ", "instrument": "the "}
 NOT_TOLD = "The passage does not say more."
 INSTRUCTIONS = {
     "translate": ("Translate.", "Say it in the other language.", "Turn one language into the other."),
@@ -21,9 +20,9 @@ INSTRUCTIONS = {
     "count": ("Count.", "How many are there in the passage?", "Count them in the passage."),
     "language": ("Name the language.", "Which language is this?", "Say which language the text is in."),
 }
-ITEMS = {"translate": 0.3, "lookup": 0.36, "verify": 0.18, "compare": 0.05, "count": 0.07, "language": 0.04}
-PAGES = {"repeat": 0.14, "text": 0.06, "words": 0.06, "translate": 0.24, "lookup": 0.32, "verify": 0.11}
-PAGES |= {"compare": 0.03, "count": 0.04}
+ITEMS = {"translate": 0.14, "lookup": 0.54, "verify": 0.18, "compare": 0.05, "count": 0.06, "language": 0.03}
+PAGES = {"repeat": 0.08, "retell": 0.3, "text": 0.03, "words": 0.03, "translate": 0.13, "lookup": 0.28, "verify": 0.09}
+PAGES |= {"compare": 0.03, "count": 0.03}
 TOGETHER = 3  # items of a page
 
 
@@ -81,10 +80,16 @@ STYLES = [
 
 
 class Families:
-    """Draws items, prompts and pages of every family."""
+    """Draws items, prompts and pages of every family.
 
-    def __init__(self, draw: random.Random, languages: Sequence[Language], teller: Teller):
-        self._draw, self._languages, self._teller = draw, languages, teller
+    Args:
+        facts: at least and at most so many are told in a passage.
+    """
+
+    def __init__(
+        self, draw: random.Random, languages: Sequence[Language], teller: Teller, facts: tuple[int, int] = (2, 7)
+    ):
+        self._draw, self._languages, self._teller, self._facts = draw, languages, teller, facts
         self._shares = [language.kind.share for language in languages]
         self._items: dict[str, Callable[[], Item]] = {
             "translate": self._translate,
@@ -114,17 +119,32 @@ class Families:
         if kind == "repeat":
             text = self._text()
             return [Part(f"Text{style.colon}{text}\nAgain{style.colon.rstrip()}", False), Part(f" {text}", True)]
+        if kind == "retell":
+            return self._retold(style)
         if kind in ("lookup", "verify"):
             return self._about_one_passage(kind, style)
         items = [self._items[kind]() for _ in range(TOGETHER if kind == "translate" else 2)]
         return _alternating([(style.asked(item), style.answered(item)) for item in items], "\n\n")
 
+    def _retold(self, style: Style) -> list[Part]:
+        """A passage, and its facts once more in another order and in plain words, of which what they say is learnt."""
+        draw = self._draw
+        scene = self._teller.scene(draw.choice((1, 2)), length=draw.randint(3, 9))
+        parts = [Part(f"Text{style.colon}{scene.passage}\nIn short{style.colon.rstrip()}", False)]
+        for fact in draw.sample(scene.facts, len(scene.facts)):
+            told = fact.plain().removesuffix(f" {fact.value}.")
+            parts += [Part(f" {told}", False), Part(f" {fact.value}.", True)]
+        return parts
+
     def _about_one_passage(self, kind: str, style: Style) -> list[Part]:
-        scene = self._teller.scene(self._draw.choice((1, 2)), length=self._draw.randint(2, 7))
+        scene = self._scene(self._draw.choice((1, 2)))
         make = self._question_about if kind == "lookup" else self._claim_about
         items = dict.fromkeys(make(scene) for _ in range(TOGETHER))  # each once
         blocks = [(style.asked(item).split("\n", 1)[1], style.answered(item)) for item in items]
         return [Part(f"Passage{style.colon}{scene.passage}", False), *_alternating(blocks, "\n", "\n")]
+
+    def _scene(self, hops: int) -> Scene:
+        return self._teller.scene(hops, length=self._draw.randint(*self._facts))
 
     def _some_language(self) -> Language:
         return self._draw.choices(self._languages, self._shares)[0]
@@ -137,7 +157,7 @@ class Families:
             pair = language.question(question, draw), question.english
         else:
             fact = self._teller.fact(draw.choice(RELATIONS))
-            pair = language.statement(fact, draw), fact.told()
+            pair = language.statement(fact, draw), fact.plain()
         names = language.kind.code, "English"
         if draw.random() < 0.3:
             pair, names = pair[::-1], names[::-1]
@@ -145,18 +165,17 @@ class Families:
 
     def _lookup(self) -> Item:
         """An English question about an English passage."""
-        scene = self._teller.scene(self._draw.choice((1, 2)), length=self._draw.randint(3, 7))
-        return self._question_about(scene)
+        return self._question_about(self._scene(self._draw.choice((1, 2))))
 
     def _question_about(self, scene: Scene) -> Item:
         asked = self._teller.ask(scene.facts)
-        thought = [fact.told() for fact in asked.steps] + [NOT_TOLD] * (asked.answer == NO_ANSWER)
+        thought = [fact.plain() for fact in asked.steps] + [NOT_TOLD] * (asked.answer == NO_ANSWER)
         given = (("Passage", scene.passage), ("Question", asked.question.english))
         return Item(given, asked.question.english, " ".join(thought), asked.answer)
 
     def _verify(self) -> Item:
         """A claim in an invented language, and an English passage: true, false, or unknown."""
-        return self._claim_about(self._teller.scene(1, length=self._draw.randint(3, 6)))
+        return self._claim_about(self._scene(1))
 
     def _claim_about(self, scene: Scene) -> Item:
         draw, fact = self._draw, self._draw.choice(scene.facts)
@@ -167,15 +186,15 @@ class Families:
         known = next((f for f in scene.facts if (f.relation, f.subject) == (fact.relation, fact.subject)), None)
         if known is not None and draw.random() < 0.5:
             fact = fact._replace(value=self._another(fact.relation, fact.value))
-        answer = "unknown" if known is None else str(known == fact).lower()
-        told = NOT_TOLD if known is None else known.told()
+        answer = "unknown" if known is None else str(known.value == fact.value).lower()
+        told = NOT_TOLD if known is None else known.plain()
         claim = self._some_language().statement(fact, draw)
-        return Item((("Passage", scene.passage), ("Claim", claim)), fact.told(), told, answer)
+        return Item((("Passage", scene.passage), ("Claim", claim)), fact.plain(), told, answer)
 
     def _compare(self) -> Item:
         """Which of two towns was founded first, or which of two holds its market on a day."""
         draw = self._draw
-        relation = draw.choice([r for r in RELATIONS if r.noun in ("age", "market")])
+        relation = draw.choice([r for r in RELATIONS if r.noun in ("year", "market")])
         facts = [self._teller.fact(relation) for _ in range(2)]
         while facts[0].value == facts[1].value:
             facts[1] = self._teller.fact(relation)
@@ -183,24 +202,24 @@ class Families:
         told = [*facts, *(fact for fact in others if fact.relation is not relation)]
         draw.shuffle(told)
         asked = draw.choice(facts)
-        if relation.noun == "age":
+        if relation.noun == "year":
             question, answer = "Which town is older?", min(facts, key=lambda fact: int(fact.value)).subject
         else:
-            question, answer = f"Which town holds its market on {asked.value}?", asked.subject
+            question, answer = f"Which town has its market on {asked.value}?", asked.subject
         given = (("Passage", self._teller.tell(told)), ("Question", question))
-        return Item(given, question, " ".join(fact.told() for fact in facts), answer)
+        return Item(given, question, " ".join(fact.plain() for fact in facts), answer)
 
     def _count(self) -> Item:
         """How many of a passage have a property."""
         draw = self._draw
-        relation = draw.choice([r for r in RELATIONS if not r.leads_on and r.noun != "age"])
+        relation = draw.choice([r for r in RELATIONS if not r.leads_on and r.noun != "year"])
         value, many = draw.choice(relation.values), draw.randint(0, 4)
         facts = [self._teller.fact(relation)._replace(value=value) for _ in range(many)]
         others = [self._teller.fact(relation) for _ in range(draw.randint(1, 5 - many))]
         told = [*facts, *(fact._replace(value=self._another(relation, value)) for fact in others)]
         draw.shuffle(told)
-        question = f"How many have this {relation.noun}: {ARTICLES.get(relation.noun, '')}{value}?"
-        thought = " ".join(fact.told() for fact in told if fact.value == value) or "None."
+        question = f"How many have this {relation.noun}: {value}?"
+        thought = " ".join(fact.plain() for fact in told if fact.value == value) or "None."
         return Item((("Passage", self._teller.tell(told)), ("Question", question)), question, thought, str(many))
 
     def _language(self) -> Item:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fiat_jax.demo.world import RELATIONS, Fact, Question
 
 ASKING = ("who", "what", "where", "when")
-SYNONYMS = 2  # of every noun
+SYNONYMS = 3  # of every noun
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ def _shift(before: str, after: str) -> dict[str, str]:
 
 
 KINDS = (
-    Kind("talu", 0.22, "east", {}, True, True, False),
-    Kind("bren", 0.18, "west", {}, False, True, False),
-    Kind("talo", 0.14, "east", _shift("aiu", "oea"), True, True, True),
-    Kind("oshi", 0.12, "", {}, True, False, False),
-    Kind("breq", 0.10, "west", _shift("bdg", "ptk"), False, False, False),
-    Kind("kemi", 0.08, "", {}, False, False, True),
-    Kind("dalu", 0.06, "east", _shift("tnk", "dmg"), False, True, False),
-    Kind("vren", 0.04, "west", _shift("beo", "vai"), True, False, True),
-    Kind("zuma", 0.035, "", {}, True, False, True),
-    Kind("quil", 0.025, "", {}, False, True, True),
+    Kind("talu", 0.3, "east", {}, True, True, False),
+    Kind("bren", 0.22, "west", {}, False, True, False),
+    Kind("talo", 0.15, "east", _shift("aiu", "oea"), True, True, True),
+    Kind("oshi", 0.11, "", {}, True, False, False),
+    Kind("breq", 0.08, "west", _shift("bdg", "ptk"), False, False, False),
+    Kind("kemi", 0.055, "", {}, False, False, True),
+    Kind("dalu", 0.035, "east", _shift("tnk", "drg"), False, True, False),
+    Kind("vren", 0.025, "west", _shift("bveoa", "vbaie"), True, False, True),
+    Kind("zuma", 0.015, "", {}, True, False, True),
+    Kind("quil", 0.01, "", {}, False, True, True),
 )
 SOUNDS = {"east": ("tnklms", "aiu"), "west": ("bdgrv", "eoa"), "oshi": ("shcf", "oiu")}
 SOUNDS |= {"kemi": ("kmpw", "ei"), "zuma": ("zmjl", "ua"), "quil": ("qlnr", "iue")}

@@ -93,7 +93,7 @@ def rows(config: TaskConfig, split: str) -> list[dict[str, str]]:
 
 def reasoning(asked: Asked) -> str:
     """Return what leads to the answer: the question in English, then the facts."""
-    steps = [f"In English: {asked.question.english}", *(fact.told() for fact in asked.steps)]
+    steps = [f"In English: {asked.question.english}", *(fact.plain() for fact in asked.steps)]
     return " ".join(steps + [NOT_TOLD] * (asked.answer == NO_ANSWER))
 
 

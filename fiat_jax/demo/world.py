@@ -20,20 +20,19 @@ PRETRAINING = "pretraining"  # whose entities are met in no split
 
 @dataclass(frozen=True)
 class Relation:
-    """What may be said of an entity: `noun` names it, `statements` say it of {s} and {o}, `question` asks for {o}.
+    """What may be said of an entity: English has two words for it, `noun` and `other`.
 
     Args:
         of: the kind of entity that it is said of.
-        values: what the answer is: a kind of entity, or one of these words.
+        values: what it leads to: a kind of entity, or one of these words.
         ask: the word that asks for it.
     """
 
     noun: str
+    other: str
     of: str
     values: str | tuple[str, ...]
     ask: str
-    statements: tuple[str, ...]
-    question: str
 
     @property
     def leads_on(self) -> bool:
@@ -43,59 +42,21 @@ class Relation:
 
 YEARS = tuple(f"{year}" for year in range(1201, 1900, 7))
 RELATIONS = (
-    Relation(
-        "birthplace", PERSON, TOWN, "where",
-        ("{s} was born in {o}.", "{o} is where {s} was born."), "Where was {s} born?",
-    ),
-    Relation(
-        "partner", PERSON, PERSON, "who",
-        ("{s} is married to {o}.", "The partner of {s} is {o}."), "Who is {s} married to?",
-    ),
-    Relation(
-        "trade", PERSON, ("baker", "smith", "weaver", "miller", "potter", "carter", "mason", "tailor"), "what",
-        ("{s} works as a {o}.", "{s} is a {o} by trade."), "What does {s} work as?",
-    ),
-    Relation(
-        "animal", PERSON, ("goat", "heron", "mule", "otter", "goose", "ferret", "hound", "raven"), "what",
-        ("{s} keeps a {o}.", "A {o} belongs to {s}."), "Which animal does {s} keep?",
-    ),
-    Relation(
-        "instrument", PERSON, ("fiddle", "drum", "harp", "flute", "horn", "lute", "bell", "pipe"), "what",
-        ("{s} plays the {o}.", "The {o} is what {s} plays."), "What does {s} play?",
-    ),
-    Relation(
-        "ruler", TOWN, PERSON, "who",
-        ("{s} is ruled by {o}.", "The ruler of {s} is {o}."), "Who rules {s}?",
-    ),
-    Relation(
-        "pride", TOWN, ("cheese", "glass", "salt", "honey", "rope", "paper", "silk", "beer"), "what",
-        ("{s} is famous for its {o}.", "People know the {o} of {s}."), "What is {s} famous for?",
-    ),
-    Relation(
-        "market", TOWN, ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"), "when",
-        ("The market of {s} is on {o}.", "{s} holds its market on {o}."), "When is the market of {s}?",
-    ),
-    Relation(
-        "age", TOWN, YEARS, "when",
-        ("{s} was founded in {o}.", "In {o} the town of {s} was founded."), "When was {s} founded?",
-    ),
-    Relation(
-        "captain", SHIP, PERSON, "who",
-        ("The captain of {s} is {o}.", "{s} is commanded by {o}."), "Who is the captain of {s}?",
-    ),
-    Relation(
-        "harbour", SHIP, TOWN, "where",
-        ("{s} sails from {o}.", "The harbour of {s} is {o}."), "Where does {s} sail from?",
-    ),
-    Relation(
-        "timber", SHIP, ("oak", "pine", "cedar", "elm", "teak", "larch", "beech", "ash"), "what",
-        ("{s} is built of {o}.", "They made {s} of {o}."), "What is {s} built of?",
-    ),
-    Relation(
-        "colour", SHIP, ("red", "green", "black", "white", "blue", "yellow", "grey", "brown"), "what",
-        ("{s} is painted {o}.", "The colour of {s} is {o}."), "Which colour is {s}?",
-    ),
-)  # fmt: skip
+    Relation("birthplace", "cradle", PERSON, TOWN, "where"),
+    Relation("partner", "spouse", PERSON, PERSON, "who"),
+    Relation("trade", "craft", PERSON, ("baking", "mining", "weaving", "milling", "fishing", "dyeing"), "what"),
+    Relation("drink", "cup", PERSON, ("ale", "wine", "milk", "tea", "cider", "mead", "water", "juice"), "what"),
+    Relation("game", "sport", PERSON, ("chess", "dice", "cards", "darts", "bowls", "tennis", "quoits"), "what"),
+    Relation("ruler", "lord", TOWN, PERSON, "who"),
+    Relation("pride", "fame", TOWN, ("cheese", "glass", "salt", "honey", "rope", "paper", "silk", "beer"), "what"),
+    Relation("market", "fair", TOWN, ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"), "when"),
+    Relation("year", "founding", TOWN, YEARS, "when"),
+    Relation("captain", "master", SHIP, PERSON, "who"),
+    Relation("harbour", "port", SHIP, TOWN, "where"),
+    Relation("wood", "timber", SHIP, ("oak", "pine", "cedar", "elm", "teak", "larch", "beech", "ash"), "what"),
+    Relation("colour", "paint", SHIP, ("red", "green", "black", "white", "blue", "yellow", "grey", "brown"), "what"),
+)
+LEADS = ("The", "Now the", "Today the", "Here the")  # how a sentence may begin
 
 
 class Fact(NamedTuple):
@@ -105,9 +66,14 @@ class Fact(NamedTuple):
     subject: str
     value: str
 
-    def told(self, form: int = 0) -> str:
-        """Return it in English, in one of the relation's ways."""
-        return self.relation.statements[form].format(s=self.subject, o=self.value)
+    def plain(self) -> str:
+        """Return it in English, in the simplest way."""
+        return f"The {self.relation.noun} of {self.subject} is {self.value}."
+
+    def told(self, draw: random.Random) -> str:
+        """Return it in English, in one of several ways."""
+        noun = draw.choice((self.relation.noun, self.relation.other))
+        return f"{draw.choice(LEADS)} {noun} of {self.subject} is {self.value}."
 
 
 class Question(NamedTuple):
@@ -119,10 +85,10 @@ class Question(NamedTuple):
     @property
     def english(self) -> str:
         """The question in English."""
-        subject = self.subject
-        for relation in self.chain[:-1]:
-            subject = f"the {relation.noun} of {subject}"
-        return self.chain[-1].question.format(s=subject)
+        said = self.subject
+        for relation in self.chain:
+            said = f"the {relation.noun} of {said}"
+        return f"{self.chain[-1].ask.capitalize()} is {said}?"
 
 
 class Scene(NamedTuple):
@@ -229,8 +195,8 @@ class Teller:
         return Question(self._names.new(chain[0].of), chain)
 
     def tell(self, facts: Sequence[Fact]) -> str:
-        """Return facts in English, each in one of its ways."""
-        return " ".join(fact.told(self._draw.randrange(len(fact.relation.statements))) for fact in facts)
+        """Return facts in English, each in one of several ways."""
+        return " ".join(fact.told(self._draw) for fact in facts)
 
     def scene(self, hops: int, told: bool = True, length: int = 6) -> Scene:
         """Return a passage with a question; unless `told` it lacks the fact that has the answer."""
