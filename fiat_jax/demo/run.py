@@ -45,7 +45,6 @@ from fiat_jax.training.config import TrainConfig
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 LARGE, SMALL, UNTUNED = (CHECKPOINTS / name for name in ("demo-L", "demo-XS", "demo-XS-base"))
 READ_BY_READERS = 1000  # training rows of the simple readers
-SHOWN = ("icl", "fiat")  # whose answers the demo shows
 UNINSTRUCTED, INSTRUCTED = "finetune-lora", "fiat-no-reasoning"  # alike but for I_τ
 BASE = "base: "  # before the names of paradigms of the θ_τ that was not instruction-tuned
 SETTINGS = {name: Path(__file__).parent / f"{name}.gin" for name in ("demo", "full")}
