@@ -1,8 +1,8 @@
 """A generated world: people, towns and ships, what English texts tell of them, and questions about it.
 
-A question follows one fact ("Who is the ruler of X?") or two ("Where is the birthplace of the ruler of X?"); its passage holds
-these facts among others like them, or lacks the last of them. Entities of different splits share no name, with each
-other or with those of pretraining.
+A question follows one fact ("Who is the ruler of X?") or two ("Where is the birthplace of the ruler of X?"); its
+passage holds these facts among others like them, or lacks the last of them. Entities of different splits share no name,
+with each other or with those of pretraining.
 """
 
 import collections
