@@ -25,7 +25,7 @@ from fiat_jax.demo.world import PRETRAINING, Teller
 from fiat_jax.experiments import runtime
 from fiat_jax.experiments.progress import listeners_for
 from fiat_jax.models.checkpoints import write_model
-from fiat_jax.models.config import DecoderConfig
+from fiat_jax.models.families import family_of
 from fiat_jax.models.model import Model, random_model, their_tensors
 from fiat_jax.prompts.tokenizer import Tokenizer
 from fiat_jax.sharding import MeshConfig
@@ -51,11 +51,16 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One model: its size, its two stages, and whether it learns to write thoughts or to read them."""
+    """One model: its size, its two stages, and whether it learns to write thoughts or to read them.
+
+    Args:
+        layers: of each, whether it attends to the last `WINDOW` positions or to all: "sliding_attention" or
+            "full_attention".
+    """
 
     name: str
     width: int
-    num_layers: int
+    layers: tuple[str, ...]
     num_heads: int
     mlp_width: int
     pretraining: Stage
@@ -63,15 +68,17 @@ class Recipe:
     thinks: bool
 
 
-def stage(texts: int, learning_rate: float = 3e-3, row_length: int = 256, batch_rows: int = 8) -> Stage:
+def stage(texts: int, learning_rate: float, row_length: int = 288, batch_rows: int = 8) -> Stage:
     """Return a stage that warms up and then slows down to nothing."""
-    optimizer = OptimizerConfig(learning_rate, "linear", warmup=0.05, weight_decay=0.05, b2=0.98)
+    optimizer = OptimizerConfig(learning_rate, "linear", warmup=0.05, weight_decay=0.05, b2=0.98, algorithm="muon")
     return Stage(texts, TrainConfig(1, 0, batch_rows, row_length, checkpoint_every=500, optimizer=optimizer))
 
 
+NEAR, FAR = "sliding_attention", "full_attention"  # kinds of layers, as config.json names them
+WINDOW = 8  # positions that a near layer sees: within a fact
 RECIPES = (
-    Recipe("demo-L", 192, 4, 3, 512, stage(150_000), stage(30_000, 1.5e-3, 448, 4), thinks=True),
-    Recipe("demo-XS", 96, 3, 3, 256, stage(110_000), stage(25_000, 2e-3, 448, 4), thinks=False),
+    Recipe("demo-L", 192, (NEAR, FAR, NEAR, FAR), 3, 512, stage(24_000, 4e-3), stage(12_000, 2e-3, 480, 4), True),
+    Recipe("demo-XS", 96, (NEAR, FAR, FAR), 3, 256, stage(18_000, 5e-3), stage(12_000, 3e-3, 480, 4), False),
 )
 
 
@@ -92,20 +99,11 @@ def build(workdir: Path, console: Console, recipes: Iterable[Recipe] = RECIPES, 
 
 
 def _build_one(recipe: Recipe, tokenizer: Tokenizer, pieces: Path, workdir: Path, seed: int, console: Console) -> None:
-    decoder = DecoderConfig(
-        vocab_size=tokenizer.vocab_size,
-        width=recipe.width,
-        num_layers=recipe.num_layers,
-        num_kv_heads=recipe.num_heads,
-        queries_per_kv_head=1,
-        head_dim=recipe.width // recipe.num_heads,
-        mlp_width=recipe.mlp_width,
-        max_length=MAX_LENGTH,
-        tied_head=True,
-    )
+    hf_config = _hf_config(recipe, tokenizer)
+    family = family_of(hf_config, recipe.name)
     mesh = MeshConfig().build()
     with jax.set_mesh(mesh):
-        model = random_model(decoder, mesh, seed=seed)
+        model = random_model(family.read_config(hf_config, recipe.name), mesh, seed=seed, family=family)
         for name, stage, made in (
             (f"{recipe.name}-base", recipe.pretraining, pretraining_examples),
             (recipe.name, recipe.tuning, tuning_examples),
@@ -115,7 +113,7 @@ def _build_one(recipe: Recipe, tokenizer: Tokenizer, pieces: Path, workdir: Path
             if not (workdir / name).exists():
                 scratch = workdir / f"{name}.unfinished"
                 weights = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.weights())
-                write_model(scratch, their_tensors(model, weights), _hf_config(decoder, tokenizer), pieces)
+                write_model(scratch, their_tensors(model, weights), hf_config, pieces)
                 os.replace(scratch, workdir / name)
 
 
@@ -208,21 +206,23 @@ def _write_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path) -> 
     os.replace(scratch, directory)
 
 
-def _hf_config(decoder: DecoderConfig, tokenizer: Tokenizer) -> Mapping[str, Any]:
+def _hf_config(recipe: Recipe, tokenizer: Tokenizer) -> Mapping[str, Any]:
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": decoder.vocab_size,
-        "hidden_size": decoder.width,
-        "num_hidden_layers": decoder.num_layers,
-        "num_attention_heads": decoder.num_kv_heads * decoder.queries_per_kv_head,
-        "num_key_value_heads": decoder.num_kv_heads,
-        "head_dim": decoder.head_dim,
-        "intermediate_size": decoder.mlp_width,
-        "max_position_embeddings": decoder.max_length,
-        "rms_norm_eps": decoder.norm_eps,
-        "rope_theta": decoder.reaches[0].rope.theta,
-        "tie_word_embeddings": decoder.tied_head,
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "vocab_size": tokenizer.vocab_size,
+        "hidden_size": recipe.width,
+        "num_hidden_layers": len(recipe.layers),
+        "layer_types": list(recipe.layers),
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "num_attention_heads": recipe.num_heads,
+        "num_key_value_heads": recipe.num_heads,
+        "intermediate_size": recipe.mlp_width,
+        "max_position_embeddings": MAX_LENGTH,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10_000.0,
+        "tie_word_embeddings": True,
         "hidden_act": "silu",
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,

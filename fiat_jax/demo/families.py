@@ -127,13 +127,14 @@ class Families:
         return _alternating([(style.asked(item), style.answered(item)) for item in items], "\n\n")
 
     def _retold(self, style: Style) -> list[Part]:
-        """A passage, and its facts once more in another order and in plain words, of which what they say is learnt."""
+        """A passage, and its facts twice more in other orders and in plain words; what the passage tells is learnt."""
         draw = self._draw
-        scene = self._teller.scene(draw.choice((1, 2)), length=draw.randint(3, 9))
+        scene = self._teller.scene(draw.choice((1, 2)), length=draw.randint(3, 7))
         parts = [Part(f"Text{style.colon}{scene.passage}\nIn short{style.colon.rstrip()}", False)]
-        for fact in draw.sample(scene.facts, len(scene.facts)):
-            told = fact.plain().removesuffix(f" {fact.value}.")
-            parts += [Part(f" {told}", False), Part(f" {fact.value}.", True)]
+        for fact in draw.sample(scene.facts * 2, 2 * len(scene.facts)):
+            first, second = fact.subject.split()
+            parts += [Part(f" The {fact.relation.noun} of {first}", False), Part(f" {second}", True)]
+            parts += [Part(" is", False), Part(f" {fact.value}.", True)]
         return parts
 
     def _about_one_passage(self, kind: str, style: Style) -> list[Part]:

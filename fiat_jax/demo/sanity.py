@@ -16,7 +16,8 @@ def simple_answers(train: Rows, test: Rows, reader: str) -> list[str]:
     """Return a simple reader's answers to test rows: logistic regressions of words, trained on the training rows.
 
     The first two choose among the words of the passage and "No Answer": by the words of their sentence, each by itself
-    and (unless blind to it) with each word of the question. The last one knows the question alone.
+    and, unless blind to it, with each word of the question, and by whether a name of the question is in the sentence.
+    The last one knows the question alone.
     """
     return _by_question(train, test) if reader == "passage-blind" else _by_span(train, test, reader == "bag of words")
 
@@ -65,5 +66,5 @@ def _features(row: Mapping[str, str], word: str, with_question: bool) -> Iterato
     met = any(other in asked for other in around)  # a name of the question beside it
     for other in (*around, *(["none"] if word == NO_ANSWER else [])):
         if " " not in other:
-            yield other
+            yield from (other, f"{other} {met}")
             yield from (f"{other} {met} {each}" for each in asked if " " not in each)

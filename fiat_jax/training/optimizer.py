@@ -1,4 +1,4 @@
-"""AdamW with warm-up and decay, clipping, LoRA+'s faster B, and an average of what was trained."""
+"""AdamW or Muon with warm-up and decay, clipping, LoRA+'s faster B, and an average of what was trained."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -6,10 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
+from optax import contrib
 
 from fiat_jax.errors import UserError, did_you_mean
 
+ALGORITHMS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
+ADAM_RMS = 0.2  # of an update by AdamW, to which Muon's are scaled (arXiv 2502.16982)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +21,13 @@ class OptimizerConfig:
     """How the trained parameters move.
 
     Args:
+        algorithm: "adamw" (arXiv 1711.05101); "muon" makes the updates of the layers' matrices orthogonal (Jordan
+            2024), at the size that AdamW's would have; all else is left to AdamW, with Nesterov's momentum. It is for
+            training from nothing.
         learning_rate: its peak.
         schedule: what follows warm-up until the last step: cosine or linear to zero, or constant.
         warmup: the share of all steps over which the rate rises from zero.
-        weight_decay: decoupled, on matrices alone.
+        weight_decay: decoupled, on matrices alone; under "muon" on those alone that it moves.
         clip_norm: the largest global norm of a gradient (per target token); 0: no clipping.
         lora_plus_ratio: how many times faster B learns than A (LoRA+, arXiv 2402.12354).
         average: the decay of the moving average of the trained parameters, which is then what is evaluated, kept and
@@ -37,8 +44,12 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    algorithm: str = "adamw"
 
     def __post_init__(self):
+        if self.algorithm not in ALGORITHMS:
+            hint = did_you_mean(self.algorithm, ALGORITHMS)
+            raise UserError(f"algorithm is {self.algorithm!r}; known are {', '.join(ALGORITHMS)}.{hint}")
         if self.schedule not in SCHEDULES:
             hint = did_you_mean(self.schedule, SCHEDULES)
             raise UserError(f"schedule is {self.schedule!r}; known are {', '.join(SCHEDULES)}.{hint}")
@@ -66,16 +77,30 @@ class OptimizerConfig:
         """Return the optimizer of a run of `num_steps` steps."""
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
-            optax.adamw(
-                self.learning_rates(num_steps),
-                b1=self.b1,
-                b2=self.b2,
-                eps=self.eps,
-                weight_decay=self.weight_decay,
-                mask=lambda tree: _by_name(tree, lambda name: name != "gain"),
-            ),
+            self._algorithm(num_steps),
             optax.masked(optax.scale(self.lora_plus_ratio), lambda tree: _by_name(tree, lambda name: name == "b")),
             averaging(self.average) if self.average else optax.identity(),
+        )
+
+    def _algorithm(self, num_steps: int) -> optax.GradientTransformation:
+        rates = self.learning_rates(num_steps)
+        if self.algorithm == "muon":
+            return contrib.muon(
+                rates,
+                weight_decay=self.weight_decay,
+                eps=self.eps,
+                adam_b1=self.b1,
+                adam_b2=self.b2,
+                muon_weight_dimension_numbers=_products,
+                consistent_rms=ADAM_RMS,
+            )
+        return optax.adamw(
+            rates,
+            b1=self.b1,
+            b2=self.b2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            mask=lambda tree: _by_name(tree, lambda name: name != "gain"),
         )
 
 
@@ -110,6 +135,21 @@ def averaging(decay: float) -> optax.GradientTransformation:
 def averaged(opt_state: Any, trainable: Any) -> Any:
     """Return the average that an optimizer keeps of the trained parameters, or themselves where it keeps none."""
     return optax.tree.get(opt_state, "Average", Average(jnp.int32(0), trainable)).average
+
+
+def _products(tree: Any) -> Any:
+    """Return which axes of each layer's matrices are its inputs and its outputs; None for all other parameters."""
+
+    def of(parameter: Any) -> contrib.MuonDimensionNumbers | None:
+        names = getattr(parameter, "axes", ())
+        one = "rank" if "rank" in names else "embed"
+        axes = [axis for axis, name in enumerate(names) if name not in ("layers", "experts")]
+        if "layers" not in names or one not in names or len(axes) == 1:
+            return None
+        cut = 1 if names[axes[0]] == one else len(axes) - 1  # the residual stream, or the rank, is alone on one side
+        return contrib.MuonDimensionNumbers(tuple(axes[:cut]), tuple(axes[cut:]))
+
+    return jax.tree.map(of, tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
 def _by_name(tree: Any, test) -> Any:

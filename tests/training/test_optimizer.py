@@ -119,3 +119,30 @@ def test_without_an_average_the_parameters_themselves_are_evaluated():
 def test_an_average_that_never_forgets_is_refused():
     with pytest.raises(UserError, match="average is the decay"):
         OptimizerConfig(average=1.0)
+
+
+def test_muon_moves_the_layers_matrices_along_orthogonal_ones_and_all_else_as_adamw_does():
+    trainable, key = tiny_model(lora=None).trainable, jax.random.key(0)
+    leaves, tree = jax.tree.flatten(trainable)
+    grads = tree.unflatten([jax.random.normal(key, leaf.shape) for leaf in leaves])
+    options = {"learning_rate": 0.1, "schedule": "constant", "warmup": 0.0, "clip_norm": 0.0}
+    by_muon = named(updates(OptimizerConfig(algorithm="muon", weight_decay=0.5, **options), trainable, grads))
+    nadam = optax.adamw(0.1, weight_decay=0.0, nesterov=True)
+    by_adamw = named(nadam.update(grads, nadam.init(trainable), trainable)[0])
+    inputs = {"q": 1, "k": 1, "v": 1, "o": 3, "gate": 1, "up": 1, "down": 1}
+    for name, update in by_muon.items():
+        parts = name.split(".")
+        if "blocks" in parts and "w" in parts:
+            rows = int(np.prod(update.shape[1 : 1 + inputs[parts[parts.index("w") - 1]]]))
+            undecayed = update + 0.1 * 0.5 * named(trainable)[name]
+            for layer in undecayed.reshape(len(update), rows, -1):
+                values = np.linalg.svd(layer, compute_uv=False)
+                assert values.max() < 2.5 * values.min(), name  # Newton-Schulz leaves 0.5 to 1.5
+                np.testing.assert_allclose(np.sqrt(np.mean(layer**2)), 0.1 * 0.2, rtol=0.4)  # as large as by AdamW
+        else:
+            np.testing.assert_allclose(update, by_adamw[name], rtol=1e-5, err_msg=name)
+
+
+def test_an_unknown_algorithm_is_named():
+    with pytest.raises(UserError, match=r"algorithm is 'moun'; known are adamw, muon"):
+        OptimizerConfig(algorithm="moun")
