@@ -5,10 +5,10 @@ intervals are of 95%, from resampled rows within languages, of differences on th
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -54,11 +54,19 @@ class Measured:
         return any(name == known for known, _ in self.values)
 
 
-def read_measured(runs: Mapping[str, tuple[Path, Sequence[Mapping[str, Any]]]]) -> Measured:
-    """Read the predictions of experiments: what is before their paradigms' names → working directory, result rows."""
+class Finished(NamedTuple):
+    """An experiment's working directory and rows of results; `prefix` is put before the names of its paradigms."""
+
+    prefix: str
+    workdir: Path
+    rows: Sequence[Mapping[str, Any]]
+
+
+def read_measured(runs: Iterable[Finished]) -> Measured:
+    """Read the predictions of experiments on the same rows."""
     of_seeds: dict[tuple[str, int], list[ByLanguage]] = {}
     metric, rows_read = "", []
-    for prefix, (workdir, rows) in runs.items():
+    for prefix, workdir, rows in runs:
         metric = rows[0]["metric"]
         cells = {row["cell"]: (prefix + row["paradigm"], row["size"] or 0) for row in rows}
         for cell, system in cells.items():

@@ -24,6 +24,7 @@ ITEMS = {"translate": 0.14, "lookup": 0.54, "verify": 0.18, "compare": 0.05, "co
 PAGES = {"repeat": 0.08, "retell": 0.3, "text": 0.03, "words": 0.03, "translate": 0.13, "lookup": 0.28, "verify": 0.09}
 PAGES |= {"compare": 0.03, "count": 0.03}
 TOGETHER = 3  # items of a page
+MISREAD = 0.3  # the share of thoughts shown that are about another question of the same passage
 
 
 class Part(NamedTuple):
@@ -34,12 +35,16 @@ class Part(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A task's example: named texts, what is asked in English, the facts that lead to the answer, and the answer."""
+    """A task's example: named texts, what is asked in English, the facts that lead to the answer, and the answer.
+
+    `misread` is what a reader who took it for another question would think and answer.
+    """
 
     given: tuple[tuple[str, str], ...]
     asked: str
     facts: str
     answer: str
+    misread: "Item | None" = None
 
 
 class Style(NamedTuple):
@@ -58,10 +63,11 @@ class Style(NamedTuple):
         return f"{self.again} {item.asked} {item.facts}" if self.again and item.asked else item.facts
 
     def asked(self, item: Item, mode: str = "think") -> str:
-        """Return an item up to where what answers it begins; "read" shows its thought, "think" asks for it."""
+        """Return an item up to where what answers it begins; "read" shows a thought, "think" asks for it."""
         lines = [f"{name}{self.colon}{text}" for name, text in item.given]
         if item.facts and mode == "read":
-            lines.append(f"Reasoning{self.colon}{self.think(item)}")
+            shown = item.misread or item
+            lines.append(f"Reasoning{self.colon}{self.think(shown)} {self.so} {shown.answer}.")
         asks = self.thought if item.facts and mode == "think" else "Answer"
         return "\n".join([*lines, f"{asks}{self.colon.rstrip()}"])
 
@@ -105,6 +111,8 @@ class Families:
         draw = self._draw
         family, style, mode = _chosen(draw, ITEMS), draw.choice(STYLES), draw.choice(modes)
         items = [self._items[family]() for _ in range(shots + 1)]
+        if mode == "read" and family == "lookup":
+            items = [self._perhaps_misread() for _ in items]
         blocks = [(style.asked(item, mode), style.answered(item, mode)) for item in items]
         return [Part(draw.choice(INSTRUCTIONS[family]), False), *_alternating(blocks, "\n\n", "\n\n")]
 
@@ -167,6 +175,12 @@ class Families:
     def _lookup(self) -> Item:
         """An English question about an English passage."""
         return self._question_about(self._scene(self._draw.choice((1, 2))))
+
+    def _perhaps_misread(self) -> Item:
+        """The same, where a thought that is shown may be about another question."""
+        scene = self._scene(self._draw.choice((1, 2)))
+        item, other = self._question_about(scene), self._question_about(scene)
+        return item._replace(misread=other) if self._draw.random() < MISREAD else item
 
     def _question_about(self, scene: Scene) -> Item:
         asked = self._teller.ask(scene.facts)

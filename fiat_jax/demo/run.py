@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from fiat_jax.demo.claims import claims, print_claims, read_measured
+from fiat_jax.demo.claims import Finished, claims, print_claims, read_measured
 from fiat_jax.demo.sanity import READERS, simple_answers
 from fiat_jax.demo.task import TaskConfig, write_task
 from fiat_jax.evaluation.metrics import find_metrics
@@ -56,6 +56,7 @@ class DemoConfig:
 
     Args:
         base_paradigms: those that are also run with the θ_τ that was not instruction-tuned.
+        controls: those that are run at `control_sizes` alone.
         claims: whether the claims of the paper are measured on the results (`demo.claims` says what that needs).
     """
 
@@ -64,6 +65,8 @@ class DemoConfig:
     train: TrainConfig
     paradigms: tuple[str, ...] = ("icl", "finetune-lora", "fiat")
     base_paradigms: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
+    control_sizes: tuple[int, ...] = (1000,)
     sizes: tuple[int, ...] = (0,)
     seeds: tuple[int, ...] = (0,)
     learning_rates: tuple[float, ...] = ()
@@ -81,7 +84,7 @@ def run_demo(workdir: Path, console: Console, config: DemoConfig) -> list[dict[s
     task, file = write_task(config.world, workdir / "data")
     prompts = Prompts(file=str(file), max_length=320, max_new_tokens=12)
 
-    console.print("2. θ_β (demo-L) reasons about every row, shown four exemplars.")
+    console.print("2. θ_β (demo-L) reasons about every row, shown three exemplars.")
     reasoning = Reasoning(store=str(workdir / "reasoning_store"))
     native = Native(str(LARGE), dtype="float32", prefill_rows=16)
     splits = ("train", "test")
@@ -103,16 +106,19 @@ def run_demo(workdir: Path, console: Console, config: DemoConfig) -> list[dict[s
     experiment = Experiment(run, config.paradigms, config.sizes, config.seeds, config.learning_rates)
     runtime.write_config(workdir, "\n".join(as_gin(experiment)) + "\n")
     results = run_experiment(experiment, workdir, console)
-    runs = {"": (workdir, results)}
+    runs = [Finished("", workdir, results)]
+    if config.controls:
+        console.print("   The controls:")
+        others = dataclasses.replace(experiment, paradigms=config.controls, against=config.controls[0])
+        others = dataclasses.replace(others, sizes=config.control_sizes)
+        runs.append(Finished("", workdir / "controls", run_experiment(others, workdir / "controls", console)))
     if config.base_paradigms:
         console.print("   The same with a θ_τ that was not instruction-tuned:")
-        other = dataclasses.replace(
-            experiment,
-            run=dataclasses.replace(run, model=ModelConfig(path=str(UNTUNED))),
-            paradigms=config.base_paradigms,
-            against=config.base_paradigms[0],
+        untuned_run = dataclasses.replace(run, model=ModelConfig(path=str(UNTUNED)))
+        others = dataclasses.replace(
+            experiment, run=untuned_run, paradigms=config.base_paradigms, against=config.base_paradigms[0]
         )
-        runs[BASE] = workdir / "base", run_experiment(other, workdir / "base", console)
+        runs.append(Finished(BASE, workdir / "base", run_experiment(others, workdir / "base", console)))
     _print_readers(task, console)
     if config.claims:
         untuned = {"bare": predict_untuned(run, UNINSTRUCTED), "instructed": predict_untuned(run, INSTRUCTED)}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fiat_jax.demo.claims import RIVALS, RUNGS, claims, print_claims, read_measured
+from fiat_jax.demo.claims import RIVALS, RUNGS, Finished, claims, print_claims, read_measured
 from fiat_jax.errors import UserError
 from fiat_jax.evaluation.predictions import Prediction, write_predictions
 
@@ -42,7 +42,10 @@ def write_run(workdir, shares, seeds=(0, 1), sizes=(100, 400)) -> list[dict[str,
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     tuned, base = tmp_path_factory.mktemp("tuned"), tmp_path_factory.mktemp("base")
-    runs = {"": (tuned, write_run(tuned, RIGHT)), "base: ": (base, write_run(base, {"finetune": 0.1}))}
+    runs = [
+        Finished("", tuned, write_run(tuned, RIGHT)),
+        Finished("base: ", base, write_run(base, {"finetune": 0.1})),
+    ]
     return claims(read_measured(runs), {"bare": predictions(0.2, 5), "instructed": predictions(0.5, 6)})
 
 
@@ -97,4 +100,4 @@ def test_predictions_of_other_rows_are_refused(tmp_path):
     other = [replace(one, id=one.id + "x") for one in predictions(0.5, 1)]
     write_predictions(tmp_path / "predictions" / "icl-0-seed0.jsonl", other)
     with pytest.raises(UserError, match="of other rows"):
-        read_measured({"": (tmp_path, rows)})
+        read_measured([Finished("", tmp_path, rows)])

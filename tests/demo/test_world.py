@@ -138,3 +138,15 @@ def test_a_thought_is_written_read_or_left_out(families, mode):
 def test_every_family_is_drawn(families):
     assert set(ITEMS) == {"translate", "lookup", "verify", "compare", "count", "language"}
     assert sum(ITEMS.values()) == pytest.approx(1)
+
+
+def test_some_thoughts_that_are_shown_are_about_another_question_and_every_answer_is_right(families):
+    wrong, shown = 0, 0
+    for _, (asked, _), (answer, _) in (families.prompt(0, ["read"]) for _ in range(1500)):
+        if "Passage" in asked and "Question" in asked and "Which town" not in asked and "How many" not in asked:
+            conclusion = re.search(r"(?:So the answer is|The answer:|Thus:) (.*)\.\n", asked)
+            assert conclusion is not None
+            shown += 1
+            wrong += conclusion[1] != answer.strip()
+    assert shown > 300
+    assert 0.05 < wrong / shown < 0.3
