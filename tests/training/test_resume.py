@@ -64,6 +64,16 @@ def test_an_average_of_the_parameters_is_what_is_evaluated_and_kept_and_outlives
     assert done.history.evaluations[1] != straight[0].history.evaluations[1]
 
 
+def test_what_muon_keeps_outlives_an_interruption(run):
+    config = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, algorithm="muon"))
+    whole = run("whole", config)
+    with pytest.raises(Interrupted):
+        run(config=config, batches=tiny_batches(at_step=lambda now: now == 7 and os.kill(os.getpid(), signal.SIGTERM)))
+    done = run(config=config)
+    assert done.history == whole.history
+    assert same_arrays(done.trainable, whole.trainable)
+
+
 @pytest.mark.parametrize("doomed", [1, 4, 6])
 def test_a_crash_in_a_save_loses_neither_the_best_nor_the_latest(run, log_of, straight, monkeypatch, doomed):
     count, save = itertools.count(), Checkpoints.save
