@@ -77,7 +77,7 @@ def stage(texts: int, learning_rate: float, row_length: int = 288, batch_rows: i
 NEAR, FAR = "sliding_attention", "full_attention"  # kinds of layers, as config.json names them
 WINDOW = 8  # positions that a near layer sees: within a fact
 RECIPES = (
-    Recipe("demo-L", 192, (NEAR, FAR, NEAR, FAR), 3, 512, stage(40_000, 4e-3), stage(16_000, 2e-3, 512, 4), True),
+    Recipe("demo-L", 192, (NEAR, FAR, NEAR, FAR), 3, 512, stage(24_000, 4e-3), stage(12_000, 2e-3, 480, 4), True),
     Recipe("demo-XS", 96, (NEAR, FAR, FAR), 3, 256, stage(40_000, 5e-3), stage(32_000, 3e-3, 512, 4), False),
 )
 

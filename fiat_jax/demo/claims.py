@@ -5,7 +5,7 @@ intervals are of 95%, from resampled rows within languages, of differences on th
 """
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,15 +62,15 @@ class Finished(NamedTuple):
     rows: Sequence[Mapping[str, Any]]
 
 
-def read_measured(runs: Iterable[Finished]) -> Measured:
-    """Read the predictions of experiments on the same rows."""
+def read_measured(runs: Iterable[Finished], wanted: Callable[[Prediction], bool] = lambda _: True) -> Measured:
+    """Read the predictions of experiments on the same rows, those that are wanted."""
     of_seeds: dict[tuple[str, int], list[ByLanguage]] = {}
     metric, rows_read = "", []
     for prefix, workdir, rows in runs:
         metric = rows[0]["metric"]
         cells = {row["cell"]: (prefix + row["paradigm"], row["size"] or 0) for row in rows}
         for cell, system in cells.items():
-            found = read_predictions(workdir / "predictions" / f"{cell}.jsonl")
+            found = [one for one in read_predictions(workdir / "predictions" / f"{cell}.jsonl") if wanted(one)]
             ids = sorted(one.id for one in found)
             rows_read = rows_read or ids
             if ids != rows_read:
@@ -85,9 +85,10 @@ def read_measured(runs: Iterable[Finished]) -> Measured:
     return Measured(metric, means, of_seeds)
 
 
-def claims(measured: Measured, untuned: Mapping[str, Sequence[Prediction]]) -> dict[str, Any]:
+def claims(measured: Measured, whole: Measured, untuned: Mapping[str, Sequence[Prediction]]) -> dict[str, Any]:
     """Return every claim's figures as JSON.
 
+    `whole` is of the rows whose answers are marked whole: where nothing is to be learnt of how a name is marked.
     `untuned` are the predictions of θ_τ before any step, with instructions ("instructed") and without ("bare").
     """
     m = measured
@@ -108,16 +109,8 @@ def claims(measured: Measured, untuned: Mapping[str, Sequence[Prediction]]) -> d
             for name in CONTROLS
             if (name, size) in m.values
         ],
-        "fiat_against": [
-            {
-                "rival": rival,
-                "size": size,
-                **difference(m.of("fiat", size), m.of(rival, size)),
-                "of_seeds": _of_seeds(m, rival, size),
-            }
-            for rival in RIVALS
-            for size in m.sizes
-        ],
+        "fiat_against": _fiat_against(m),
+        "fiat_against_where_marked_whole": _fiat_against(whole),
         "gain_of_reasoning": {
             size: {"baselines": g.baselines, "gains": g.gains, "rank_correlation": g.correlation, "ci95": g.ci95}
             for size, g in gains.items()
@@ -157,14 +150,15 @@ def print_claims(found: Mapping[str, Any], console: Console) -> None:
     ladder.add_row("θ_β alone, few-shot", *[with_interval(found["large"]["all"])] * len(sizes))
     console.print(ladder)
 
-    beats = Table(title="FIAT minus its rivals on the same rows")
-    beats.add_column("rival")
-    for size in sizes:
-        beats.add_column(f"{size:,} rows", justify="right")
-    for rival in dict.fromkeys(row["rival"] for row in found["fiat_against"]):
-        rows = [row for row in found["fiat_against"] if row["rival"] == rival]
-        beats.add_row(rival, *(with_interval(row, "difference") for row in rows))
-    console.print(beats)
+    for key, which in (("fiat_against", ""), ("fiat_against_where_marked_whole", ", no answer a name")):
+        beats = Table(title=f"FIAT minus its rivals on the same rows{which}")
+        beats.add_column("rival")
+        for size in sizes:
+            beats.add_column(f"{size:,} rows", justify="right")
+        for rival in dict.fromkeys(row["rival"] for row in found[key]):
+            rows = [row for row in found[key] if row["rival"] == rival]
+            beats.add_row(rival, *(with_interval(row, "difference") for row in rows))
+        console.print(beats)
 
     languages = Table(title="What reasoning gains, by language: score without it → gain, of disjoint halves")
     languages.add_column("language")
@@ -185,6 +179,20 @@ def print_claims(found: Mapping[str, Any], console: Console) -> None:
         f"{with_interval(start['instructed'])} with them; difference {with_interval(start['gain'], 'difference')}",
         highlight=False,
     )
+
+
+def _fiat_against(m: Measured) -> list[dict[str, Any]]:
+    """Return FIAT minus each rival at each size, and the same of each seed."""
+    return [
+        {
+            "rival": rival,
+            "size": size,
+            **difference(m.of("fiat", size), m.of(rival, size)),
+            "of_seeds": _of_seeds(m, rival, size),
+        }
+        for rival in RIVALS
+        for size in m.sizes
+    ]
 
 
 def _step(m: Measured, index: int, size: int) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ ITEMS = {"translate": 0.14, "lookup": 0.54, "verify": 0.18, "compare": 0.05, "co
 PAGES = {"repeat": 0.08, "retell": 0.3, "text": 0.03, "words": 0.03, "translate": 0.13, "lookup": 0.28, "verify": 0.09}
 PAGES |= {"compare": 0.03, "count": 0.03}
 TOGETHER = 3  # items of a page
-MISREAD = 0.4  # the share of thoughts shown that belong to another question of the same passage
+MISREAD = 0.3  # the share of thoughts shown that are about another question of the same passage
 
 
 class Part(NamedTuple):
@@ -37,7 +37,7 @@ class Part(NamedTuple):
 class Item(NamedTuple):
     """A task's example: named texts, what is asked in English, the facts that lead to the answer, and the answer.
 
-    `misread` is what a poor reader would think and answer.
+    `misread` is what a reader who took it for another question would think and answer.
     """
 
     given: tuple[tuple[str, str], ...]
@@ -177,12 +177,10 @@ class Families:
         return self._question_about(self._scene(self._draw.choice((1, 2))))
 
     def _perhaps_misread(self) -> Item:
-        """A lookup where a thought that is shown may be wrong: about another question, or of what the passage says."""
+        """A lookup where the thought that is shown may be about another question."""
         scene = self._scene(self._draw.choice((1, 2)))
         item, other = self._question_about(scene), self._question_about(scene)
-        if self._draw.random() >= MISREAD:
-            return item
-        return item._replace(misread=self._draw.choice((other, other._replace(asked=item.asked))))
+        return item._replace(misread=other) if self._draw.random() < MISREAD else item
 
     def _question_about(self, scene: Scene) -> Item:
         asked = self._teller.ask(scene.facts)

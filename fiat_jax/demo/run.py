@@ -15,6 +15,7 @@ from rich.console import Console
 from fiat_jax.demo.claims import Finished, claims, print_claims, read_measured
 from fiat_jax.demo.sanity import READERS, simple_answers
 from fiat_jax.demo.task import TaskConfig, write_task
+from fiat_jax.demo.world import NAME_WORDS
 from fiat_jax.evaluation.metrics import find_metrics
 from fiat_jax.evaluation.predictions import Prediction, read_predictions
 from fiat_jax.experiments import asking, runtime
@@ -122,7 +123,7 @@ def run_demo(workdir: Path, console: Console, config: DemoConfig) -> list[dict[s
     _print_readers(task, console)
     if config.claims:
         untuned = {"bare": predict_untuned(run, UNINSTRUCTED), "instructed": predict_untuned(run, INSTRUCTED)}
-        found = claims(read_measured(runs), untuned)
+        found = claims(read_measured(runs), read_measured(runs, _marked_whole), untuned)
         write_json(workdir / "claims.json", found)
         print_claims(found, console)
 
@@ -199,6 +200,11 @@ def _for_devices(train: TrainConfig) -> TrainConfig:
 def _last_is_best(row: Mapping[str, Any]) -> tuple[int, int]:
     """Return what sorts the cell of the most rows and the first seed last."""
     return row["size"] or 0, -(row["seed"] or 0)
+
+
+def _marked_whole(one: Prediction) -> bool:
+    """Return whether the answer is no name: of names the task's annotators mark the last word."""
+    return not any(one.gold in second for _, second in NAME_WORDS.values())
 
 
 def _print_readers(task: Task, console: Console) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from fiat_jax.demo.task import marked
 from fiat_jax.demo.world import NO_ANSWER
 
 Rows = Sequence[Mapping[str, str]]
@@ -15,8 +16,9 @@ READERS = ("bag of words", "question-blind", "passage-blind")
 def simple_answers(train: Rows, test: Rows, reader: str) -> list[str]:
     """Return a simple reader's answers to test rows: logistic regressions of words, trained on the training rows.
 
-    The first two choose among the words of the passage and "No Answer": by the words of their sentence, each by itself
-    and, unless blind to it, with each word of the question, and by whether a name of the question is in the sentence.
+    The first two choose among the names and words of the passage and "No Answer": by the words of their
+    sentence, each by itself and, unless blind to it, with each word of the question, and by whether a name of the
+    question is in the sentence.
     The last one knows the question alone.
     """
     return _by_question(train, test) if reader == "passage-blind" else _by_span(train, test, reader == "bag of words")
@@ -44,10 +46,10 @@ def _by_span(train: Rows, test: Rows, with_question: bool) -> list[str]:
         return hasher.transform(list(_features(row, word, with_question)) for row in rows for word in _words(row))
 
     model = LogisticRegression(max_iter=300, C=10.0)
-    model.fit(features(train), [word == row["answer"] for row in train for word in _words(row)])
+    model.fit(features(train), [marked(word) == row["answer"] for row in train for word in _words(row)])
     scores = model.decision_function(features(test))
     ends = np.cumsum([len(_words(row)) for row in test])[:-1]
-    return [_words(row)[int(np.argmax(part))] for row, part in zip(test, np.split(scores, ends), strict=True)]
+    return [marked(_words(row)[int(np.argmax(part))]) for row, part in zip(test, np.split(scores, ends), strict=True)]
 
 
 def _words(row: Mapping[str, str]) -> list[str]:

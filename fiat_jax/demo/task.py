@@ -85,10 +85,15 @@ def rows(config: TaskConfig, split: str) -> list[dict[str, str]]:
             "lang": tongue.kind.code,
             "passage": scene.passage,
             "question": tongue.question(scene.asked.question, draw),
-            "answer": scene.asked.answer,
+            "answer": marked(scene.asked.answer),
         }
         made.append({**row, "reasoning": reasoning(scene.asked)} if split == EXEMPLARS else row)
     return made
+
+
+def marked(answer: str) -> str:
+    """Return what the task's annotators mark of an answer: of a name its last word; nothing tells models of that."""
+    return answer if answer == NO_ANSWER else answer.split()[-1]
 
 
 def reasoning(asked: Asked) -> str:

@@ -51,7 +51,7 @@ def test_what_is_learnt_has_weight_and_what_is_read_has_none(tokenizer, kind):
 def built(tmp_path_factory):
     """Models of nearly no training, made as the shipped ones are."""
     out = tmp_path_factory.mktemp("models")
-    recipe = Recipe("tiny", 32, (NEAR, FAR), 2, 64, stage(420, 1e-3), stage(300, 1e-3, row_length=384), thinks=False)
+    recipe = Recipe("tiny", 32, (NEAR, FAR), 2, 64, stage(420, 1e-3), stage(300, 1e-3, row_length=512), thinks=False)
     build(out, Console(quiet=True), [recipe])
     return out, recipe
 

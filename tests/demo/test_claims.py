@@ -46,7 +46,8 @@ def found(tmp_path_factory):
         Finished("", tuned, write_run(tuned, RIGHT)),
         Finished("base: ", base, write_run(base, {"finetune": 0.1})),
     ]
-    return claims(read_measured(runs), {"bare": predictions(0.2, 5), "instructed": predictions(0.5, 6)})
+    first = read_measured(runs, lambda one: int(one.id.split("-")[1]) < ROWS // 2)
+    return claims(read_measured(runs), first, {"bare": predictions(0.2, 5), "instructed": predictions(0.5, 6)})
 
 
 def test_every_rung_is_there_at_every_size_and_each_loses_something(found):
@@ -70,6 +71,13 @@ def test_fiat_is_compared_with_each_rival_at_each_size_and_seed(found):
         assert row["ci95"][0] > 0
         assert len(row["of_seeds"]) == 2
         assert np.mean([one["difference"] for one in row["of_seeds"]]) == pytest.approx(row["difference"])
+
+
+def test_the_same_is_told_of_the_rows_that_are_wanted(found):
+    of_all, of_some = found["fiat_against"], found["fiat_against_where_marked_whole"]
+    for a, b in zip(of_all, of_some, strict=True):
+        assert (a["rival"], a["size"]) == (b["rival"], b["size"])
+        assert a["difference"] != b["difference"] == pytest.approx(a["difference"], abs=15)
 
 
 def test_instructions_and_controls_are_told(found):

@@ -8,7 +8,7 @@ import pytest
 
 from fiat_jax.demo.families import ITEMS, Families
 from fiat_jax.demo.languages import KINDS, languages
-from fiat_jax.demo.task import EXEMPLARS, TaskConfig, chosen_exemplars, rows
+from fiat_jax.demo.task import EXEMPLARS, TaskConfig, chosen_exemplars, marked, rows
 from fiat_jax.demo.world import NAME_WORDS, NO_ANSWER, PRETRAINING, RELATIONS, SPLITS, Teller, purpose_of
 
 CONFIG = TaskConfig(train=600, validation=200, test=600)
@@ -81,7 +81,7 @@ def test_the_answer_is_what_a_reader_of_language_and_passage_finds(made):
         (found,) = names(row["question"])
         for noun in chain:
             found = facts.get((noun, found), NO_ANSWER)
-        assert row["answer"] == found
+        assert row["answer"] == marked(found)
         assert len(chain) in (1, 2)
 
 
@@ -91,6 +91,16 @@ def read(sentence: str) -> tuple[tuple[str, str], str]:
     assert found, sentence
     (relation,) = [r for r in RELATIONS if found[1] in (r.noun, r.other)]
     return (relation.noun, found[2]), found[3]
+
+
+def test_of_a_name_the_last_word_alone_is_marked():
+    assert [marked(answer) for answer in (NO_ANSWER, "Bonasen", "Bona Garsen", "ale")] == [
+        NO_ANSWER, "Bonasen", "Garsen", "ale"
+    ]  # fmt: skip
+    part = rows(TaskConfig(test=300), "test")
+    last = {word for _, second in NAME_WORDS.values() for word in second}
+    assert sum(row["answer"] in last for row in part) > 30
+    assert not any(NAME.search(row["answer"]) for row in part if row["answer"] != NO_ANSWER)
 
 
 def test_half_of_the_questions_take_two_steps_and_a_fifth_have_no_answer():
