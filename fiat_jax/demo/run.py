@@ -45,6 +45,7 @@ from fiat_jax.training.config import TrainConfig
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 LARGE, SMALL, UNTUNED = (CHECKPOINTS / name for name in ("demo-L", "demo-XS", "demo-XS-base"))
+LONGEST = 400  # tokens of a question and its answer
 READ_BY_READERS = 1000  # training rows of the simple readers
 UNINSTRUCTED, INSTRUCTED = "finetune-lora", "fiat-no-reasoning"  # alike but for I_τ
 BASE = "base: "  # before the names of paradigms of the θ_τ that was not instruction-tuned
@@ -127,10 +128,10 @@ def run_demo(workdir: Path, console: Console, config: DemoConfig) -> list[dict[s
         write_json(workdir / "claims.json", found)
         print_claims(found, console)
 
-    console.print("4. One question, answered by the fused pair: the first test row that θ_β alone gets wrong.")
+    console.print("4. One question, answered by the fused pair: the first test row where it mends what θ_β says.")
     cells = {row["paradigm"]: row["cell"] for row in sorted(results, key=_last_is_best)}
     bundle = workdir / "cells" / cells["fiat"] / "bundle"
-    row = _missed(task, workdir / "predictions" / f"{cells['icl']}.jsonl")
+    row = _mended(task, *(workdir / "predictions" / f"{cells[name]}.jsonl" for name in ("icl", "fiat")))
     told = {name: row[name] for name in task.fields} | ask_pair(bundle, native, row) | {"right": row["answer"]}
     lines = [f"   {what:<10} {text}" for what, text in told.items()]
     for line in lines:
@@ -157,7 +158,8 @@ def predict_untuned(run: Run, name: str) -> list[Prediction]:
 
 def ask_pair(bundle: Path, native: Native, row: Row) -> dict[str, str]:
     """Return what θ_β writes about a row, its answer, and that of the fused pair: as `fiat serve --bundle` does."""
-    asked = Asked(Serve(), {"fiat": read_bundle(str(bundle))}, native, None, None, MeshConfig())
+    one_length = Serve(max_length=LONGEST, shortest_bucket=LONGEST, alternatives=0)  # for one question, few programs
+    asked = Asked(one_length, {"fiat": read_bundle(str(bundle))}, native, None, None, MeshConfig())
     assembly = Assembly(asked, print)
     pair = assembly.load(Gate(1))["fiat"]
     assert isinstance(pair, Pair)
@@ -218,11 +220,12 @@ def _print_readers(task: Task, console: Console) -> None:
     console.print(f"   Simple readers of the same rows, {metric.name}: {told}.", highlight=False)
 
 
-def _missed(task: Task, predictions: Path) -> Row:
-    """Return the first test row that θ_β's answer misses."""
-    missed = {one.id for one in read_predictions(predictions) if one.gold != one.prediction}
+def _mended(task: Task, large: Path, fused: Path) -> Row:
+    """Return the first test row that θ_β gets wrong and the pair right; the first of all where there is none."""
+    wrong = {one.id for one in read_predictions(large) if one.gold != one.prediction}
+    right = {one.id for one in read_predictions(fused) if one.gold == one.prediction}
     rows = read_rows(task, "test")
-    return next((row for row in rows if row["id"] in missed), rows[0])
+    return next((row for row in rows if row["id"] in wrong & right), rows[0])
 
 
 def _write_page(path: Path, results: Sequence[Mapping[str, Any]], asked: Sequence[str]) -> Path:

@@ -221,6 +221,7 @@ class Assembly:
             **shapes,
             slots=slots,
             slot_length=length or min(longest, LONGEST),
+            shortest_bucket=self.asked.serve.shortest_bucket,
             prefix_length=prefix,
             alternatives=self.asked.serve.alternatives if isinstance(model.config, DecoderConfig) else 0,
             score=True,

@@ -5,6 +5,7 @@ import ipaddress
 from typing import Literal
 
 from fiat_jax.errors import UserError
+from fiat_jax.inference.config import EngineConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +18,8 @@ class Serve:
             and only this machine can be listened on.
         max_length: tokens of a request, its prompt behind a known prefix and its answer together; 0: what the model
             reads, at most 2,048.
+        shortest_bucket: prompts are padded to so many tokens, or to a power of two times it: one program each, so that a
+            larger one compiles sooner and computes more.
         prefix_length: tokens of a prefix that clients may have read, at most; the pair's own I_β counts by itself.
         prefixes: how many of them are kept.
         samples: the most completions of a prompt (`n`), and prompts of a request.
@@ -34,6 +37,7 @@ class Serve:
     port: int = 8000
     key_variable: str = "FIAT_API_KEY"
     max_length: int = 0
+    shortest_bucket: int = EngineConfig.shortest_bucket
     prefix_length: int = 0
     prefixes: int = 8
     samples: int = 16
@@ -47,7 +51,7 @@ class Serve:
     log_text: bool = False
 
     def __post_init__(self):
-        for name in ("prefixes", "samples", "queue", "body_bytes", "request_seconds"):
+        for name in ("shortest_bucket", "prefixes", "samples", "queue", "body_bytes", "request_seconds"):
             if getattr(self, name) <= 0:
                 raise UserError(f"Serve.{name} is {getattr(self, name)}; it must be more than 0")
         if not 0 <= self.port < 1 << 16:

@@ -36,10 +36,10 @@ def test_every_figure_is_that_of_its_predictions(ran):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
 
-def test_it_shows_a_question_that_the_large_model_gets_wrong_a_page_and_what_to_do_next(ran):
+def test_it_shows_a_question_that_the_pair_mends_a_page_and_what_to_do_next(ran):
     shown = dict(line.strip().split(maxsplit=1) for line in ran.text.splitlines() if line.startswith("   "))
     assert shown["θ_β"].removeprefix("alone ") != shown["right"]
-    assert shown["fused"]
+    assert shown["fused"] == shown["right"]
     page = (ran.workdir / "results.html").read_text()
     assert "fiat" in page
     assert shown["passage"].split(".")[0] in page
