@@ -22,6 +22,7 @@ from fiat_jax.training.interrupt import Signals
 from fiat_jax.training.log import Listener, TrainLog
 from fiat_jax.training.optimizer import averaged
 from fiat_jax.training.step import TrainState, train_step
+from fiat_jax.training.watch import Watch
 
 # trained parameters → metric → value; the loop does not know what is measured
 Evaluator = Callable[[Any], Mapping[str, float]]
@@ -34,6 +35,7 @@ class Batches(Protocol):
 
     def num_steps(self, epochs: int) -> int: ...
     def local(self, step: int, process_index: int, process_count: int) -> Mapping[str, np.ndarray]: ...
+    def row_ids(self, step: int) -> Sequence[str]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +118,13 @@ def train(
     known = {**(facts or {}), "Train": repr(config), "the base model": model.fingerprint}
     run = _Run(model, config, num_steps, Path(workdir), known)
     step, history = run.restore(History(select))
-    log = TrainLog(run.workdir / "train_log.jsonl" if is_main() else None, listeners)
+    log = TrainLog(run.workdir / "train_log.jsonl" if is_main() else None, listeners, batches.row_ids)
     begun = log.begin(step, num_steps, [e.step for e in history.evaluations])
-    with contextlib.closing(run), contextlib.closing(begun), Signals() as signals:
+    with contextlib.closing(run), contextlib.closing(begun), Signals() as signals, Watch("training") as watch:
         while not history.stale(config.patience):
             if step in evaluate_at and not history.evaluated(step):
                 log.flush()
+                watch.rest()
                 history = history.add(Evaluation(step, dict(evaluate(run.evaluated))))
                 log.evaluated(step, history.evaluations[-1].metrics)
                 if history.best.step == step:
@@ -140,6 +143,7 @@ def train(
             run.state, metrics = run.step(run.state, model.frozen, run.to_devices(batch))
             log.stepped(step, metrics)
             step += 1
+            watch.reached(step)
         log.flush()
         best = run.restore_best(history.best.step)
         if any_process(signals.received):  # it came too late for this run, and the caller may have others to do
