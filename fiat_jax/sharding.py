@@ -96,13 +96,11 @@ class MeshConfig:
 
 def _groups(devices: Sequence[Any], slices: int) -> list[list[Any]]:
     """Return the devices of each slice: by what they say themselves, else equal parts of them in order."""
-    of = {device: getattr(device, "slice_index", 0) for device in devices}
-    if len(set(of.values())) == slices:
-        return [[device for device in devices if of[device] == index] for index in sorted(set(of.values()))]
-    if slices > 1 and len(set(of.values())) > 1:
-        raise UserError(
-            f"the devices are of {len(set(of.values()))} slices: Mesh.slices must be that, or 1; it is {slices}"
-        )
+    indices = sorted({getattr(device, "slice_index", 0) for device in devices})
+    if len(indices) == slices > 1:
+        return [[device for device in devices if device.slice_index == index] for index in indices]
+    if len(indices) > 1 and slices > 1:
+        raise UserError(f"the devices are of {len(indices)} slices: Mesh.slices must be that, or 1; it is {slices}")
     size = len(devices) // slices
     return [list(devices[start : start + size]) for start in range(0, len(devices), size)]
 

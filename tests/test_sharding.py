@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +30,13 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(config):
 
 def test_data_lies_across_slices_and_the_other_axes_within():
     mesh = MeshConfig(data=4, fsdp=2, slices=2).build()
-    assert [[device.id for device in part.ravel()] for part in np.split(mesh.devices, 2)] == [
-        [0, 1, 2, 3],
-        [4, 5, 6, 7],
-    ]
+    ids = [[device.id for device in part.ravel()] for part in np.split(mesh.devices, 2)]
+    assert ids == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_devices_that_say_their_slice_are_grouped_by_it():
-    class Device(NamedTuple):
+    @dataclasses.dataclass(frozen=True)
+    class Device:
         id: int
         slice_index: int
         platform: str = "cpu"
@@ -48,8 +46,9 @@ def test_devices_that_say_their_slice_are_grouped_by_it():
     devices = [Device(number, number % 2) for number in range(8)]
     mesh = MeshConfig(data=2, fsdp=4, slices=2).build(devices)
     assert [{device.slice_index for device in part.ravel()} for part in mesh.devices] == [{0}, {1}]
-    with pytest.raises(UserError, match="of 2 slices: set Mesh.slices"):
+    with pytest.raises(UserError, match=r"of 2 slices: Mesh\.slices must be that, or 1; it is 4"):
         MeshConfig(data=4, fsdp=2, slices=4).build(devices)
+    assert MeshConfig(data=2, fsdp=4).build(devices).devices.shape == (2, 4, 1)
 
 
 def test_slices_that_do_not_divide_data_are_refused():
