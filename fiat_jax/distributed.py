@@ -3,7 +3,10 @@
 import contextlib
 import os
 import pickle
+import time
+import uuid
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -14,6 +17,7 @@ from fiat_jax.errors import UserError
 
 HEARTBEAT = 45  # seconds; what watches steps (`training.watch`) is quicker, and says more
 WORDS = "fiat/watch"  # the directory of the board's words
+SHARED_AFTER = 10.0  # seconds that a network file system may take to show what another host wrote
 HEADER = np.dtype("<u4")
 FIRST_BYTES = 1 << 12  # of what process 0 says that are sent at once; what is longer takes a second message
 
@@ -128,6 +132,32 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def check_shared(directory: Path) -> None:
+    """Refuse, in every process, a directory that is not one and the same to all of them.
+
+    Raises:
+        UserError: naming the processes that do not see what process 0 writes there.
+    """
+    if jax.process_count() == 1:
+        return
+    sign = directory / from_main(f".shared-{uuid.uuid4().hex}" if is_main() else None)
+    if is_main():
+        directory.mkdir(parents=True, exist_ok=True)
+        sign.touch()
+    barrier("a sign of process 0")
+    until = time.monotonic() + SHARED_AFTER
+    while not (seen := sign.exists()) and time.monotonic() < until:
+        time.sleep(0.2)
+    blind = np.flatnonzero(~np.asarray(multihost_utils.process_allgather(np.array(seen))).ravel())
+    if is_main():
+        sign.unlink()
+    if len(blind):
+        raise UserError(
+            f"{directory} is not one directory to all hosts: process {', '.join(map(str, blind))} does not see what "
+            "process 0 writes in it; give one on a file system that all of them share"
+        )
 
 
 def from_main(value: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fiat_jax.checkpoint import Checkpoints
-from fiat_jax.distributed import any_process, from_main, is_main
+from fiat_jax.distributed import any_process, check_shared, from_main, is_main
 from fiat_jax.errors import Interrupted, UserError
 from fiat_jax.models.model import Model
 from fiat_jax.sharding import check_batch
@@ -118,6 +118,7 @@ def train(
     epochs = config.epochs_of(batches.num_steps(1))
     num_steps = batches.num_steps(epochs)
     evaluate_at = _evaluation_steps(batches, config.evaluate_every, epochs)
+    check_shared(Path(workdir))
     known = {**(facts or {}), "Train": repr(config), "the base model": model.fingerprint}
     run = _Run(model, config, num_steps, Path(workdir), known)
     step, history = run.restore(History(select))

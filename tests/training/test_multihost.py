@@ -20,11 +20,17 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def start(spawn, workdir, *arguments, processes=2):
-    """Processes of one run that have eight devices together."""
+def start(spawn, *workdirs, arguments=(), processes=2):
+    """Processes of one run that have eight devices together; where several directories are given, each has its own."""
     where = {"FIAT_COORDINATOR": f"127.0.0.1:{free_port()}", "FIAT_NUM_PROCESSES": str(processes)}
     return [
-        spawn(workdir, *arguments, devices=8 // processes, FIAT_PROCESS_ID=str(index), **where)
+        spawn(
+            workdirs[index % len(workdirs)],
+            *arguments,
+            devices=8 // processes,
+            FIAT_PROCESS_ID=str(index),
+            **where,
+        )
         for index in range(processes)
     ]
 
@@ -62,7 +68,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path, spawn, alone):
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_and_both_go_on(tmp_path, spawn, alone):
-    pair = start(spawn, tmp_path / "two", "--pause", 0.1)
+    pair = start(spawn, tmp_path / "two", arguments=("--pause", 0.1))
     await_steps(tmp_path / "two", pair)
     pair[1].send_signal(signal.SIGTERM)
     finish(pair, 75)
@@ -76,7 +82,7 @@ def test_a_signal_to_one_process_stops_both_and_both_go_on(tmp_path, spawn, alon
 )
 def test_a_killed_process_is_named_by_the_other_which_ends_and_any_number_go_on(tmp_path, spawn, alone, victim, then):
     workdir = tmp_path / "run"
-    pair = start(spawn, workdir, "--pause", 0.1)
+    pair = start(spawn, workdir, arguments=("--pause", 0.1))
     await_steps(workdir, pair, 10)
     pair[victim].kill()
     killed = time.monotonic()
@@ -87,3 +93,10 @@ def test_a_killed_process_is_named_by_the_other_which_ends_and_any_number_go_on(
     assert 0 < len(losses(workdir)) < len(alone)
     finish(start(spawn, workdir, processes=then), 0)
     np.testing.assert_allclose(losses(workdir), alone, atol=1e-5, rtol=0)
+
+
+def test_a_directory_that_hosts_do_not_share_is_noticed_by_all_at_the_start(tmp_path, spawn):
+    told = [process.communicate()[0] for process in start(spawn, tmp_path / "here", tmp_path / "there")]
+    for text in told:
+        assert "not one directory to all hosts: process 1 does not see" in text
+    assert not losses(tmp_path / "here")
