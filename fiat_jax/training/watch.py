@@ -19,7 +19,7 @@ from types import TracebackType
 import jax
 
 from fiat_jax.distributed import Board, board
-from fiat_jax.errors import LOST
+from fiat_jax.errors import LOST, UserError
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,11 @@ class Watch:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if isinstance(error, jax.errors.JaxRuntimeError) and self._board is not None:
+        if (
+            isinstance(error, (RuntimeError, ValueError))
+            and not isinstance(error, UserError)
+            and self._board is not None
+        ):
             # A collective that failed: most likely another process is lost. The thread finds out which, and ends us.
             log.error("%s: step %d failed: %s", self._what, self._step, error)
             self._thread.join(2 * self._silent)
