@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from fiat_jax.errors import UserError
 
-HEARTBEAT = 45  # seconds; what watches steps (`training.watch`) is quicker, and says more
+HEARTBEAT = 45  # seconds after which JAX ends who has lost another process
 WORDS = "fiat/watch"  # the directory of the board's words
 SHARED_AFTER = 10.0  # seconds that a network file system may take to show what another host wrote
 HEADER = np.dtype("<u4")
