@@ -78,6 +78,8 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
+        except jax.errors.JaxRuntimeError:
+            raise  # of a collective between hosts, not of the disk
         except Exception as error:  # what Orbax and TensorStore raise where they cannot write has no common class
             raise UserError(
                 f"no checkpoint can be written in {self._directory} ({textwrap.shorten(str(error), 300)}); one that "
