@@ -5,15 +5,17 @@ thread of each process says on a common board, every few seconds, how far it has
 """
 
 import contextlib
+import ctypes
 import faulthandler
 import logging
 import math
 import os
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 import jax
@@ -54,6 +56,7 @@ class Watch:
         self._stuck = float(os.environ.get(STUCK_VARIABLE, STUCK)) if stuck is None else stuck
         self._step, self._moved = -1, math.inf
         self._over = threading.Event()
+        self._aborts = contextlib.ExitStack()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def reached(self, step: int) -> None:
@@ -65,6 +68,8 @@ class Watch:
         self._moved = math.inf
 
     def __enter__(self) -> "Watch":
+        if self._board is not None:
+            self._aborts.enter_context(_on_abort(self._aborted))
         self._thread.start()
         return self
 
@@ -82,6 +87,10 @@ class Watch:
         if error is None and self._board is not None:
             with contextlib.suppress(ConnectionError):
                 self._board.say(LEFT)
+        self._aborts.close()
+
+    def _aborted(self) -> None:
+        self._lose("process 0 is lost, which keeps JAX's coordination service, or that service says that another is")
 
     def _run(self) -> None:
         """Say and read until the context is left."""
@@ -118,6 +127,23 @@ class Watch:
         sys.stderr.flush()
         faulthandler.dump_traceback(file=sys.stderr)
         self._end(LOST)
+
+
+@contextlib.contextmanager
+def _on_abort(call: Callable[[], None]) -> Iterator[None]:
+    """While in context, call this where the process is about to abort.
+
+    JAX's client aborts as soon as its coordination service is gone. Python's own handlers run in the main thread alone,
+    which may be inside a collective; this one runs in the thread that aborts, which is one of JAX's.
+    """
+    install = ctypes.CDLL(None).signal
+    install.argtypes, install.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: call())
+    before = install(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        install(signal.SIGABRT, before)
 
 
 def _told(process: int, word: str) -> str:
