@@ -25,7 +25,8 @@ class Checkpoints:
         )
         self._directory = Path(directory).absolute()
         handlers = {"tree": ocp.PyTreeCheckpointHandler(), "facts": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+        with self._writing():
+            self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def save(self, step: int, tree: Any, facts: Mapping[str, Any]) -> None:
         """Save in the background, after any save before it.
@@ -37,11 +38,13 @@ class Checkpoints:
             tree=ocp.args.PyTreeSave(_flat(jax.tree.map(jnp.copy, tree))),
             facts=ocp.args.JsonSave(dict(facts)),  # pyright: ignore
         )
-        self._manager.save(step, args=items, force=True)
+        with self._writing():
+            self._manager.save(step, args=items, force=True)
 
     def wait(self) -> None:
         """Wait until what was saved is whole on disk."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def latest(self) -> int | None:
         """Return the newest complete step, or None."""
@@ -70,6 +73,18 @@ class Checkpoints:
             self._check(step, target)
             restored = self._manager.restore(step, args=ocp.args.Composite(tree=args))["tree"]
         return jax.tree_util.tree_unflatten(structure, [restored[_name(path)] for path, _ in flat])
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise  # of a collective between hosts, not of the disk
+        except Exception as error:  # what Orbax and TensorStore raise where they cannot write has no common class
+            raise UserError(
+                f"no checkpoint can be written in {self._directory} ({textwrap.shorten(str(error), 300)}); one that "
+                "was whole before still is: make room or mend the permissions, and run the same command to go on"
+            ) from error
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:

@@ -1,8 +1,13 @@
 """What several processes of one run need: start-up, who writes, and waiting for each other."""
 
+import contextlib
 import os
 import pickle
-from typing import Any
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -10,26 +15,105 @@ from jax.experimental import multihost_utils
 
 from fiat_jax.errors import UserError
 
+HEARTBEAT = 45  # seconds after which JAX ends who has lost another process
+WORDS = "fiat/watch"  # the directory of the board's words
+SHARED_AFTER = 10.0  # seconds that a network file system may take to show what another host wrote
 HEADER = np.dtype("<u4")
 FIRST_BYTES = 1 << 12  # of what process 0 says that are sent at once; what is longer takes a second message
 
 
 def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
-    """Join the run's other processes, by the arguments or FIAT_COORDINATOR, FIAT_NUM_PROCESSES, FIAT_PROCESS_ID.
+    """Join the run's other processes. Who they are says the first of these that is there:
 
-    Without either it is a run of one process, and nothing is done.
+    - the arguments, or FIAT_COORDINATOR (host:port) with FIAT_NUM_PROCESSES and FIAT_PROCESS_ID; in an indexed job of
+      Kubernetes, JobSet's too, the last one may be absent: it is JOB_COMPLETION_INDEX;
+    - a step of Slurm (srun) or Open MPI (mpirun) with several tasks, or FIAT_DISTRIBUTED=auto, which is for TPU pods:
+      JAX finds out from the scheduler or the TPU's metadata.
+
+    Without any of them it is a run of one process, and nothing is done. A process that dies is noticed by the others
+    after `HEARTBEAT` seconds at the latest.
+
+    Raises:
+        UserError: a part is missing or no number; the processes do not find each other.
     """
-    coordinator = coordinator or os.environ.get("FIAT_COORDINATOR", "")
-    if not coordinator:
-        return
+    given = coordinator or os.environ.get("FIAT_COORDINATOR", "")
     try:
-        count = num_processes or int(os.environ["FIAT_NUM_PROCESSES"])
-        index = process_id if process_id >= 0 else int(os.environ["FIAT_PROCESS_ID"])
+        if given:
+            count, index = _count_and_index(given, num_processes, process_id)
+            jax.distributed.initialize(
+                given, num_processes=count, process_id=index, heartbeat_timeout_seconds=HEARTBEAT
+            )
+        elif _in_scheduled_step():
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        where = f"coordinator {given}" if given else "no FIAT_COORDINATOR; JAX was to find out from the scheduler"
+        raise UserError(f"this process cannot join the others of its run ({where}): {error}") from error
+
+
+def _count_and_index(coordinator: str, num_processes: int, process_id: int) -> tuple[int, int]:
+    env = os.environ
+    try:
+        count = num_processes or int(env["FIAT_NUM_PROCESSES"])
+        index = process_id if process_id >= 0 else int(env.get("FIAT_PROCESS_ID") or env["JOB_COMPLETION_INDEX"])
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"a coordinator ({coordinator}) needs FIAT_NUM_PROCESSES and FIAT_PROCESS_ID as well: {error}"
+            f"a coordinator ({coordinator}) needs FIAT_NUM_PROCESSES, and FIAT_PROCESS_ID or (in an indexed job of "
+            f"Kubernetes) JOB_COMPLETION_INDEX, as numbers: {error}"
         ) from None
-    jax.distributed.initialize(coordinator, num_processes=count, process_id=index)
+    if not 0 <= index < count:
+        raise UserError(f"process {index} of {count}: processes are counted from 0; correct FIAT_PROCESS_ID")
+    return count, index
+
+
+def _in_scheduled_step() -> bool:
+    """Whether a scheduler started this process as one of several, or the user says that something did."""
+    asked = os.environ.get("FIAT_DISTRIBUTED", "")
+    if asked not in ("", "auto", "off"):
+        raise UserError(f"FIAT_DISTRIBUTED is {asked!r}; it is auto or off, or not set")
+    tasks = (os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    return asked == "auto" or (asked != "off" and any(many.isdigit() and int(many) > 1 for many in tasks))
+
+
+class Board(Protocol):
+    """Where each process of a run has one word, which all can read."""
+
+    def say(self, word: str) -> None: ...
+    def read(self) -> Mapping[int, str]: ...
+
+
+def board() -> Board | None:
+    """Return the board of this run's processes; None where there is but one."""
+    return _CoordinatorBoard() if jax.process_count() > 1 else None
+
+
+class _CoordinatorBoard:
+    """A board in the key-value store of JAX's coordination service, which process 0 keeps."""
+
+    def __init__(self):
+        from jax._src.distributed import global_state  # there is no public name; Orbax and others take this one
+
+        self._client, self._mine = global_state.client, f"{WORDS}/{jax.process_index()}"
+
+    def say(self, word: str) -> None:
+        """Say a word in place of the last one; ConnectionError where the service is gone."""
+        with _as_connection_error():
+            self._client.key_value_set(self._mine, word, allow_overwrite=True)
+
+    def read(self) -> dict[int, str]:
+        """Return the last word of each process that has said any."""
+        with _as_connection_error():
+            found = self._client.key_value_dir_get(WORDS)
+        return {int(name.rpartition("/")[2]): word for name, word in found}
+
+
+@contextlib.contextmanager
+def _as_connection_error() -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        raise ConnectionError(str(error)) from error
 
 
 def is_main() -> bool:
@@ -48,6 +132,32 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def check_shared(directory: Path) -> None:
+    """Refuse, in every process, a directory that is not one and the same to all of them.
+
+    Raises:
+        UserError: naming the processes that do not see what process 0 writes there.
+    """
+    if jax.process_count() == 1:
+        return
+    sign = directory / from_main(f".shared-{uuid.uuid4().hex}" if is_main() else None)
+    if is_main():
+        directory.mkdir(parents=True, exist_ok=True)
+        sign.touch()
+    barrier("a sign of process 0")
+    until = time.monotonic() + SHARED_AFTER
+    while not (seen := sign.exists()) and time.monotonic() < until:
+        time.sleep(0.2)
+    blind = np.flatnonzero(~np.asarray(multihost_utils.process_allgather(np.array(seen))).ravel())
+    if is_main():
+        sign.unlink()
+    if len(blind):
+        raise UserError(
+            f"{directory} is not one directory to all hosts: process {', '.join(map(str, blind))} does not see what "
+            "process 0 writes in it; give one on a file system that all of them share"
+        )
 
 
 def from_main(value: Any) -> Any:

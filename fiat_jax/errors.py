@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+LOST = 69  # the exit status of a process whose run has lost another one (EX_UNAVAILABLE of sysexits.h)
+
 
 class UserError(ValueError):
     """A mistake that the user can mend: the message says what, where and the remedy; `fiat` exits with status 2."""

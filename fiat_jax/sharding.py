@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -15,6 +16,7 @@ from fiat_jax.errors import UserError, did_you_mean
 log = logging.getLogger(__name__)
 
 MESH_AXES = ("data", "fsdp", "tensor")
+AXIS_TYPES = (AxisType.Auto,) * 3
 MeshAxes = str | tuple[str, ...] | None
 
 
@@ -51,26 +53,56 @@ TRAIN = ShardingRules()
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1: what the devices leave."""
+    """Sizes of the mesh axes; one of them may be -1: what the devices leave.
+
+    Args:
+        slices: how many slices (of a TPU), or groups of hosts, the devices are of, between which the network is slow.
+            The axis `data` lies across them, the others within: only gradients of what is trained cross it.
+    """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    slices: int = 1
+
+    def shape(self, num_devices: int) -> tuple[int, int, int]:
+        """Return the sizes of the axes over so many devices; UserError where they do not fit."""
+        sizes = [self.data, self.fsdp, self.tensor]
+        rest = math.prod(size for size in sizes if size != -1)
+        if sizes.count(-1) == 1 and rest > 0 and num_devices % rest == 0:
+            sizes[sizes.index(-1)] = num_devices // rest
+        if any(size < 1 for size in sizes) or math.prod(sizes) != num_devices:
+            raise UserError(
+                f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not fit {num_devices} devices: "
+                f"the product must be {num_devices}, and one size may be -1"
+            )
+        if self.slices < 1 or sizes[0] % self.slices:
+            raise UserError(f"mesh data={sizes[0]} is not divided by slices={self.slices}: data lies across the slices")
+        return sizes[0], sizes[1], sizes[2]
 
     def build(self, devices: Sequence[Any] | None = None) -> Mesh:
         """Return the mesh over `devices` (all of them by default)."""
         devices = list(jax.devices() if devices is None else devices)
-        sizes = [self.data, self.fsdp, self.tensor]
-        rest = math.prod(size for size in sizes if size != -1)
-        if sizes.count(-1) == 1 and len(devices) % rest == 0:
-            sizes[sizes.index(-1)] = len(devices) // rest
-        if any(size < 1 for size in sizes) or math.prod(sizes) != len(devices):
-            raise UserError(
-                f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not fit {len(devices)} devices: "
-                f"the product must be {len(devices)}, and one size may be -1"
-            )
-        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)  # 8 of a slice of 4 x 4
-        return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+        data, fsdp, tensor = self.shape(len(devices))
+        within = (data // self.slices, fsdp, tensor)
+        split = {"allow_split_physical_axes": True}  # 8 of a slice of 4 x 4
+        placed = [mesh_utils.create_device_mesh(within, group, **split) for group in _groups(devices, self.slices)]
+        return Mesh(np.concatenate(placed), MESH_AXES, axis_types=AXIS_TYPES)
+
+    def abstract(self, num_devices: int) -> AbstractMesh:
+        """Return the mesh without devices: enough to say how arrays would lie."""
+        return AbstractMesh(self.shape(num_devices), MESH_AXES, axis_types=AXIS_TYPES)
+
+
+def _groups(devices: Sequence[Any], slices: int) -> list[list[Any]]:
+    """Return the devices of each slice: by what they say themselves, else equal parts of them in order."""
+    indices = sorted({getattr(device, "slice_index", 0) for device in devices})
+    if len(indices) == slices > 1:
+        return [[device for device in devices if device.slice_index == index] for index in indices]
+    if len(indices) > 1 and slices > 1:
+        raise UserError(f"the devices are of {len(indices)} slices: Mesh.slices must be that, or 1; it is {slices}")
+    size = len(devices) // slices
+    return [list(devices[start : start + size]) for start in range(0, len(devices), size)]
 
 
 def axis_size(mesh: Mesh | AbstractMesh, axes: MeshAxes) -> int:

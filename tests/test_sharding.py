@@ -5,6 +5,7 @@ import logging
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -25,6 +26,39 @@ def test_a_mesh_takes_all_devices_and_one_size_may_be_left_open():
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(config):
     with pytest.raises(UserError, match=f"data={config.data} fsdp={config.fsdp} tensor=1 does not fit 8 devices"):
         config.build()
+
+
+def test_data_lies_across_slices_and_the_other_axes_within():
+    mesh = MeshConfig(data=4, fsdp=2, slices=2).build()
+    ids = [[device.id for device in part.ravel()] for part in np.split(mesh.devices, 2)]
+    assert ids == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_devices_that_say_their_slice_are_grouped_by_it():
+    @dataclasses.dataclass(frozen=True)
+    class Device:
+        id: int
+        slice_index: int
+        platform: str = "cpu"
+        device_kind: str = "cpu"
+        process_index: int = 0
+
+    devices = [Device(number, number % 2) for number in range(8)]
+    mesh = MeshConfig(data=2, fsdp=4, slices=2).build(devices)
+    assert [{device.slice_index for device in part.ravel()} for part in mesh.devices] == [{0}, {1}]
+    with pytest.raises(UserError, match=r"of 2 slices: Mesh\.slices must be that, or 1; it is 4"):
+        MeshConfig(data=4, fsdp=2, slices=4).build(devices)
+    assert MeshConfig(data=2, fsdp=4).build(devices).devices.shape == (2, 4, 1)
+
+
+def test_slices_that_do_not_divide_data_are_refused():
+    with pytest.raises(UserError, match="data=2 is not divided by slices=4"):
+        MeshConfig(data=2, fsdp=4, slices=4).build()
+
+
+def test_a_mesh_without_devices_has_the_shape_of_one_with():
+    config = MeshConfig(data=2, fsdp=-1, tensor=2)
+    assert dict(config.abstract(8).shape) == dict(config.build().shape)
 
 
 def test_another_table_is_another_layout():

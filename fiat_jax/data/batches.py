@@ -55,6 +55,11 @@ class TrainBatches:
         """The whole batch of a step; `DecoderLayout` says what is in it."""
         return self.local(step, 0, 1)
 
+    def row_ids(self, step: int) -> list[str]:
+        """The ids of the examples in the batch of a step."""
+        epoch, index = self.locate(step)
+        return self._packer.row_ids(self._plan(epoch), index)
+
     def local(self, step: int, process_index: int, process_count: int) -> Batch:
         """The rows of `batch(step)` that belong to one of `process_count` hosts, in order; only these are read."""
         epoch, index = self.locate(step)
@@ -140,17 +145,26 @@ class _Packer:
     def num_batches(self, num_rows: int) -> int:
         return -(-num_rows // self.batch_rows)
 
-    def cut(self, rows: Plan, index: int, process_index: int, process_count: int) -> Batch:
-        """One host's rows of one batch of a plan."""
+    def bounds(self, rows: Plan, index: int) -> tuple[int, int]:
+        """The packed rows of one batch of a plan: from where, and to where."""
         num_batches = self.num_batches(rows.num_rows)
         if not 0 <= index < num_batches:
             raise IndexError(f"batch {index} of {num_batches}")
+        return index * rows.num_rows // num_batches, (index + 1) * rows.num_rows // num_batches
+
+    def row_ids(self, rows: Plan, index: int) -> list[str]:
+        """The ids of the examples in one batch of a plan."""
+        start, stop = self.bounds(rows, index)
+        return [self.passages.row_ids[example] for example in rows.examples[rows.starts[start] : rows.starts[stop]]]
+
+    def cut(self, rows: Plan, index: int, process_index: int, process_count: int) -> Batch:
+        """One host's rows of one batch of a plan."""
+        start, stop = self.bounds(rows, index)
         if self.batch_rows % process_count:
             raise UserError(
                 f"a batch of {self.batch_rows} rows cannot be divided among {process_count} hosts; "
                 f"use a multiple of {process_count} rows"
             )
         share = self.batch_rows // process_count
-        start, stop = index * rows.num_rows // num_batches, (index + 1) * rows.num_rows // num_batches
         first = min(start + process_index * share, stop)
         return self.layout.assemble(self.passages, rows, range(first, min(first + share, stop)), share, self.capacity)

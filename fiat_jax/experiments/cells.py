@@ -102,4 +102,5 @@ def facts_of(fitted: Fit) -> dict[str, Any]:
         "truncations": fitted.truncations,
         "tokens": fitted.tokens,
         "seconds": round(fitted.seconds, 3),
+        "goodput": dict(fitted.goodput),
     }

@@ -69,6 +69,7 @@ class Fit:
     truncations: dict[str, Any]
     tokens: int
     seconds: float
+    goodput: Mapping[str, Any]
 
 
 def scoring_rows(batch_rows: int, model: Model) -> int:
@@ -134,4 +135,5 @@ def fit(
         truncations=job.examples.truncations(),
         tokens=sum(one.tokens for _, one in found),
         seconds=sum(one.seconds for _, one in found),
+        goodput=trained.goodput,
     )

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from fiat_jax.errors import UserError
 
+ROWS_NAMED = 8  # of a batch that diverged
 FLUSH_EVERY = 10  # steps; reading a loss waits for its step
 
 
@@ -29,8 +30,8 @@ class TrainLog:
     `tokens` and `seconds` are those of all steps of the run, also of the steps before it was interrupted.
     """
 
-    def __init__(self, path: Path | None, listeners: Sequence[Listener]):
-        self._path, self._listeners = path, listeners
+    def __init__(self, path: Path | None, listeners: Sequence[Listener], row_ids: Callable[[int], Sequence[str]]):
+        self._path, self._listeners, self._row_ids = path, listeners, row_ids
         self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
         self._since = time.perf_counter()
         self.tokens, self.seconds = 0, 0.0
@@ -67,7 +68,7 @@ class TrainLog:
         now = time.perf_counter()
         seconds, self._since = (now - self._since) / len(read), now
         for step, metrics in read:
-            _check_finite(step, metrics)
+            self._check_finite(step, metrics)
             self.tokens += metrics["tokens"]
             self.seconds += seconds
             self._write({"step": step, **metrics, "seconds": round(seconds, 6)})
@@ -88,10 +89,28 @@ class TrainLog:
         for listener in self._listeners:
             listener.end()
 
+    def _check_finite(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, words in (("loss", "loss"), ("grad_norm", "gradient's norm")):
+            if not np.isfinite(metrics[name]):
+                ids = self._row_ids(step)
+                more = f" and {len(ids) - ROWS_NAMED} more" if len(ids) > ROWS_NAMED else ""
+                raise UserError(
+                    f"the {words} of step {step} is {metrics[name]}: training diverged. Lower the learning rate or "
+                    "clip gradients; the checkpoint before it is kept. If it happens again at this step, look at the "
+                    f"rows of its batch: {', '.join(ids[:ROWS_NAMED])}{more}"
+                )
+
     def _write(self, line: Mapping[str, Any]) -> None:
-        if self._path is not None:
+        if self._path is None:
+            return
+        try:
             with self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be written ({error.strerror}); what was saved before is whole: make room or mend "
+                "the permissions, and run the same command to go on"
+            ) from error
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
@@ -103,12 +122,3 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
-
-
-def _check_finite(step: int, metrics: Mapping[str, float]) -> None:
-    for name, words in (("loss", "loss"), ("grad_norm", "gradient's norm")):
-        if not np.isfinite(metrics[name]):
-            raise UserError(
-                f"the {words} of step {step} is {metrics[name]}: training diverged. Lower the learning rate or clip "
-                "gradients; the checkpoint before it is kept"
-            )

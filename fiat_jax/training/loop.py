@@ -13,19 +13,22 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fiat_jax.checkpoint import Checkpoints
-from fiat_jax.distributed import any_process, is_main
+from fiat_jax.distributed import any_process, check_shared, from_main, is_main
 from fiat_jax.errors import Interrupted, UserError
 from fiat_jax.models.model import Model
 from fiat_jax.sharding import check_batch
 from fiat_jax.training.config import TrainConfig
+from fiat_jax.training.goodput import Goodput, goodput
 from fiat_jax.training.interrupt import Signals
 from fiat_jax.training.log import Listener, TrainLog
 from fiat_jax.training.optimizer import averaged
 from fiat_jax.training.step import TrainState, train_step
+from fiat_jax.training.watch import Watch
 
 # trained parameters → metric → value; the loop does not know what is measured
 Evaluator = Callable[[Any], Mapping[str, float]]
 
+GOODPUT = "goodput"  # where the accounts of a run's attempts lie, in its working directory
 ASK_EVERY = 10  # steps after which several processes ask each other for signals; asking waits for the devices
 
 
@@ -34,6 +37,7 @@ class Batches(Protocol):
 
     def num_steps(self, epochs: int) -> int: ...
     def local(self, step: int, process_index: int, process_count: int) -> Mapping[str, np.ndarray]: ...
+    def row_ids(self, step: int) -> Sequence[str]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Trained:
     num_steps: int
     tokens: int
     seconds: float
+    goodput: Mapping[str, Any]
 
 
 def train(
@@ -113,38 +118,56 @@ def train(
     epochs = config.epochs_of(batches.num_steps(1))
     num_steps = batches.num_steps(epochs)
     evaluate_at = _evaluation_steps(batches, config.evaluate_every, epochs)
+    check_shared(Path(workdir))
     known = {**(facts or {}), "Train": repr(config), "the base model": model.fingerprint}
     run = _Run(model, config, num_steps, Path(workdir), known)
     step, history = run.restore(History(select))
-    log = TrainLog(run.workdir / "train_log.jsonl" if is_main() else None, listeners)
+    log = TrainLog(run.workdir / "train_log.jsonl" if is_main() else None, listeners, batches.row_ids)
     begun = log.begin(step, num_steps, [e.step for e in history.evaluations])
-    with contextlib.closing(run), contextlib.closing(begun), Signals() as signals:
+    account = Goodput(run.workdir / GOODPUT if is_main() else None, step)
+    with contextlib.ExitStack() as stack:
+        for what in (run, begun, account):
+            stack.enter_context(contextlib.closing(what))
+        signals, watch = stack.enter_context(Signals()), stack.enter_context(Watch("training"))
         while not history.stale(config.patience):
             if step in evaluate_at and not history.evaluated(step):
                 log.flush()
-                history = history.add(Evaluation(step, dict(evaluate(run.evaluated))))
+                watch.rest()
+                with account.spent("evaluation"):
+                    history = history.add(Evaluation(step, dict(evaluate(run.evaluated))))
                 log.evaluated(step, history.evaluations[-1].metrics)
-                if history.best.step == step:
-                    run.save_best(step)
-                run.save(step, history)
+                with account.spent("checkpoint"):
+                    if history.best.step == step:
+                        run.save_best(step)
+                    run.save(step, history)
                 continue
             if step == num_steps:
                 break
             stop = _asked_to_stop(signals, step)
             if stop or (config.checkpoint_every and step % config.checkpoint_every == 0):
                 log.flush()
-                run.save(step, history)
+                watch.rest()
+                with account.spent("checkpoint"):
+                    run.save(step, history)
             if stop:
+                account.write(step, at_once=True)
                 raise Interrupted(step, num_steps)
-            batch = batches.local(step, jax.process_index(), jax.process_count())
-            run.state, metrics = run.step(run.state, model.frozen, run.to_devices(batch))
+            with account.spent("data"):
+                batch = run.to_devices(batches.local(step, jax.process_index(), jax.process_count()))
+            run.state, metrics = run.step(run.state, model.frozen, batch)
             log.stepped(step, metrics)
             step += 1
+            watch.reached(step)
+            account.write(step)
         log.flush()
-        best = run.restore_best(history.best.step)
+        watch.rest()
+        with account.spent("checkpoint"):
+            best = run.restore_best(history.best.step)
+        account.write(step, at_once=True)
         if any_process(signals.received):  # it came too late for this run, and the caller may have others to do
             raise Interrupted(step, num_steps)
-    return Trained(best, history, step, log.tokens, log.seconds)
+    told = from_main(goodput(run.workdir / GOODPUT) if is_main() else None)
+    return Trained(best, history, step, log.tokens, log.seconds, told)
 
 
 def _asked_to_stop(signals: Signals, step: int) -> bool:

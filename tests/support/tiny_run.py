@@ -78,6 +78,9 @@ class Watched:
         self.at_step(step)
         return self.batches.local(step, process_index, process_count)
 
+    def row_ids(self, step: int) -> list[str]:
+        return self.batches.row_ids(step)
+
 
 def tiny_batches(config: TrainConfig = CONFIG, at_step=lambda step: None, count: int = 128) -> Watched:
     """The batches of the tiny examples."""

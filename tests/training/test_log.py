@@ -1,6 +1,7 @@
 """The record of a run, and who is told."""
 
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -30,9 +31,13 @@ def metrics(loss=1.0):
     return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(0.5), "tokens": jnp.int32(7)}
 
 
+def row_ids(step):
+    return [f"row {step}-{number}" for number in range(10)]
+
+
 @pytest.fixture
 def log(tmp_path):
-    return TrainLog(tmp_path / "log.jsonl", [])
+    return TrainLog(tmp_path / "log.jsonl", [], row_ids)
 
 
 def lines(tmp_path):
@@ -41,7 +46,7 @@ def lines(tmp_path):
 
 def test_steps_are_written_a_few_at_a_time_and_listeners_hear_each(tmp_path):
     told = Told()
-    log = TrainLog(tmp_path / "log.jsonl", [told]).begin(0, 20)
+    log = TrainLog(tmp_path / "log.jsonl", [told], row_ids).begin(0, 20)
     for step in range(FLUSH_EVERY - 1):
         log.stepped(step, metrics())
     assert told.events == [("begin", 0, 20)]
@@ -64,7 +69,7 @@ def test_what_will_be_done_again_is_forgotten_and_a_torn_line_too(tmp_path, log)
     log.evaluated(4, {"score": 2.0})
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')
-    again = TrainLog(tmp_path / "log.jsonl", []).begin(3, 20, evaluated=[0])
+    again = TrainLog(tmp_path / "log.jsonl", [], row_ids).begin(3, 20, evaluated=[0])
     assert [("evaluation" in line, line["step"]) for line in lines(tmp_path)] == [
         (True, 0),
         *((False, s) for s in range(3)),
@@ -74,10 +79,18 @@ def test_what_will_be_done_again_is_forgotten_and_a_torn_line_too(tmp_path, log)
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
-def test_a_step_that_diverged_is_named_and_not_written(tmp_path, log, name):
+def test_a_step_that_diverged_is_named_with_its_rows_and_not_written(tmp_path, log, name):
     log.begin(0, 20)
     log.stepped(0, metrics())
     log.stepped(1, metrics() | {name: jnp.float32("nan")})
-    with pytest.raises(UserError, match="of step 1 is nan"):
+    with pytest.raises(UserError, match=r"of step 1 is nan.*row 1-0, row 1-1, .*, row 1-7 and 2 more"):
         log.flush()
     assert [line["step"] for line in lines(tmp_path)] == [0]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, a disk that is always full, is Linux's")
+def test_a_full_disk_is_a_clear_error():
+    log = TrainLog(Path("/dev/full"), [], row_ids)
+    log.stepped(0, metrics())
+    with pytest.raises(UserError, match=r"/dev/full cannot be written \(No space left.*run the same command to go on"):
+        log.flush()

@@ -1,12 +1,15 @@
 """Several processes of one run, on this machine."""
 
 import json
+import re
 import signal
 import socket
 import time
 
 import numpy as np
 import pytest
+
+from fiat_jax.errors import LOST
 
 pytestmark = pytest.mark.multihost
 
@@ -17,10 +20,19 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def start_two(spawn, workdir, *arguments):
-    """Two processes with four devices each."""
-    where = {"FIAT_COORDINATOR": f"127.0.0.1:{free_port()}", "FIAT_NUM_PROCESSES": "2"}
-    return [spawn(workdir, *arguments, devices=4, FIAT_PROCESS_ID=str(index), **where) for index in range(2)]
+def start(spawn, *workdirs, arguments=(), processes=2):
+    """Processes of one run that have eight devices together; where several directories are given, each has its own."""
+    where = {"FIAT_COORDINATOR": f"127.0.0.1:{free_port()}", "FIAT_NUM_PROCESSES": str(processes)}
+    return [
+        spawn(
+            workdirs[index % len(workdirs)],
+            *arguments,
+            devices=8 // processes,
+            FIAT_PROCESS_ID=str(index),
+            **where,
+        )
+        for index in range(processes)
+    ]
 
 
 def losses(workdir):
@@ -38,23 +50,53 @@ def alone(tmp_path, spawn):
     return losses(tmp_path / "one")
 
 
-def finish(pair, status: int) -> None:
-    output = [process.communicate()[0] for process in pair]
-    assert [process.returncode for process in pair] == [status, status], output
+def finish(run, status: int) -> None:
+    output = [process.communicate()[0] for process in run]
+    assert [process.returncode for process in run] == [status] * len(run), output
+
+
+def await_steps(workdir, run, count: int = 1) -> None:
+    """Wait until a run has logged so many steps, or one of its processes has ended."""
+    while len(losses(workdir)) < count and all(process.poll() is None for process in run):
+        time.sleep(0.05)
 
 
 def test_two_processes_give_the_losses_of_one(tmp_path, spawn, alone):
-    finish(start_two(spawn, tmp_path / "two"), 0)
+    finish(start(spawn, tmp_path / "two"), 0)
     np.testing.assert_allclose(losses(tmp_path / "two"), alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_and_both_go_on(tmp_path, spawn, alone):
-    pair = start_two(spawn, tmp_path / "two", "--pause", 0.1)
-    while not losses(tmp_path / "two") and pair[0].poll() is None:
-        time.sleep(0.05)
+    pair = start(spawn, tmp_path / "two", arguments=("--pause", 0.1))
+    await_steps(tmp_path / "two", pair)
     pair[1].send_signal(signal.SIGTERM)
     finish(pair, 75)
     assert 0 < len(losses(tmp_path / "two")) < len(alone)
-    finish(start_two(spawn, tmp_path / "two"), 0)
+    finish(start(spawn, tmp_path / "two"), 0)
     np.testing.assert_allclose(losses(tmp_path / "two"), alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("victim", "then"), [(1, 1), pytest.param(0, 2, marks=pytest.mark.slow), pytest.param(1, 4, marks=pytest.mark.slow)]
+)
+def test_a_killed_process_is_named_by_the_other_which_ends_and_any_number_go_on(tmp_path, spawn, alone, victim, then):
+    workdir = tmp_path / "run"
+    pair = start(spawn, workdir, arguments=("--pause", 0.1))
+    await_steps(workdir, pair, 10)
+    pair[victim].kill()
+    killed = time.monotonic()
+    told = pair[1 - victim].communicate(timeout=60)[0]
+    assert time.monotonic() - killed < 60
+    assert pair[1 - victim].returncode == LOST, told
+    assert re.search(rf"training, step \d+, process {1 - victim} on \S+: process {victim} ", told), told
+    assert 0 < len(losses(workdir)) < len(alone)
+    finish(start(spawn, workdir, processes=then), 0)
+    np.testing.assert_allclose(losses(workdir), alone, atol=1e-5, rtol=0)
+
+
+def test_a_directory_that_hosts_do_not_share_is_noticed_by_all_at_the_start(tmp_path, spawn):
+    told = [process.communicate()[0] for process in start(spawn, tmp_path / "here", tmp_path / "there")]
+    for text in told:
+        assert "not one directory to all hosts: process 1 does not see" in text
+    assert not losses(tmp_path / "here")

@@ -1,0 +1,122 @@
+"""One model on every mesh: the same loss, the same gradients, and a saved adapter that is the gathered one."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from support.louder import louder
+
+from fiat_jax.data.batches import TrainBatches
+from fiat_jax.data.examples import Example, Examples
+from fiat_jax.data.layout import DecoderLayout, EncoderDecoderLayout
+from fiat_jax.models.config import DecoderConfig, EncoderDecoderConfig
+from fiat_jax.models.families import FAMILIES
+from fiat_jax.models.lora import LoraConfig
+from fiat_jax.models.model import Model, random_model
+from fiat_jax.models.peft import save_adapter
+from fiat_jax.sharding import MeshConfig
+
+MESHES = {
+    "2x4": MeshConfig(2, 4, 1),
+    "4x2": MeshConfig(4, 2, 1),
+    "8x1": MeshConfig(8, 1, 1),
+    "2x2x2": MeshConfig(2, 2, 2),
+    "1x4x2": MeshConfig(1, 4, 2),
+    "2 slices of 2x2": MeshConfig(4, 2, 1, slices=2),
+}
+LORA = LoraConfig(rank=4, alpha=8.0)
+DECODER = DecoderConfig(
+    vocab_size=48,
+    width=16,
+    num_layers=2,
+    num_kv_heads=4,
+    queries_per_kv_head=2,
+    head_dim=8,
+    mlp_width=32,
+    max_length=64,
+)
+
+
+class Kind(NamedTuple):
+    """A kind of model: its configuration, its architecture's name, and how its batches are laid out."""
+
+    config: Any
+    architecture: str
+    layout: Any
+
+
+KINDS = {
+    "decoder": Kind(DECODER, "LlamaForCausalLM", DecoderLayout),
+    "experts": Kind(
+        dataclasses.replace(DECODER, num_experts=4, experts_per_token=2), "MixtralForCausalLM", DecoderLayout
+    ),
+    "encoder-decoder": Kind(
+        EncoderDecoderConfig(
+            vocab_size=48, width=16, num_layers=2, num_decoder_layers=2, num_heads=4, head_dim=8, mlp_width=32
+        ),
+        "T5ForConditionalGeneration",
+        functools.partial(EncoderDecoderLayout, start_id=0),
+    ),
+}
+TUNINGS = {"LoRA": LORA, "all weights": None}
+
+
+def model_on(kind: Kind, mesh: MeshConfig, lora: LoraConfig | None) -> Model:
+    """A random model whose adapters do something."""
+    built = mesh.build(jax.devices()[: abs(mesh.data * mesh.fsdp * mesh.tensor)])
+    model = random_model(kind.config, built, lora=lora, family=FAMILIES[kind.architecture])
+    if lora is not None:
+        rng = np.random.default_rng(3)
+        filled = jax.tree.map(
+            lambda x: jax.device_put(rng.normal(size=x.shape).astype(np.float32) * 0.1, x.sharding), model.trainable
+        )
+        model = dataclasses.replace(model, trainable=filled)
+    return louder(model, 3.0)
+
+
+def batch_of(kind: Kind):
+    rng = np.random.default_rng(0)
+    ids = lambda low, high: rng.integers(1, 48, rng.integers(low, high)).astype(np.int32)  # noqa: E731
+    examples = Examples.of(Example(f"row {n}", "und", ids(3, 12), ids(1, 6)) for n in range(24))
+    return TrainBatches(examples, 24, 8, 0, kind.layout).batch(0)
+
+
+def measured(kind: Kind, mesh: MeshConfig, lora: LoraConfig | None):
+    """Return the loss a target and its gradients."""
+    model, batch = model_on(kind, mesh, lora), batch_of(kind)
+    count = batch["weights"].sum()
+    with jax.set_mesh(model.mesh):
+        loss = lambda trainable: model.loss(trainable, model.frozen, batch) / count  # noqa: E731
+        found = jax.jit(jax.value_and_grad(loss))(model.trainable)
+    return jax.tree.map(np.asarray, found)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return functools.cache(lambda kind, lora: measured(KINDS[kind], MeshConfig(1, 1, 1), TUNINGS[lora]))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("lora", TUNINGS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradients_are_those_of_one_device(kind, lora, mesh, on_one_device):
+    wanted = on_one_device(kind, lora)
+    found = measured(KINDS[kind], MESHES[mesh], TUNINGS[lora])
+    assert sum(np.abs(grad).max() > 1e-3 for grad in jax.tree.leaves(wanted[1])) > 5
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, wanted)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("kind", ["decoder", "encoder-decoder"])
+def test_an_adapter_saved_from_any_mesh_is_the_gathered_one(kind, mesh, tmp_path):
+    from safetensors.numpy import load_file
+
+    saved = []
+    for name, layout in (("one", MeshConfig(1, 1, 1)), ("many", MESHES[mesh])):
+        save_adapter(model_on(KINDS[kind], layout, LORA), tmp_path / name)
+        saved.append(load_file(tmp_path / name / "adapter_model.safetensors"))
+    assert saved[0].keys() == saved[1].keys()
+    assert all(np.array_equal(saved[0][name], saved[1][name]) for name in saved[0])

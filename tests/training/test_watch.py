@@ -1,0 +1,124 @@
+"""The watch: who is silent, stuck or gone is named; who works or has left is not."""
+
+import threading
+import time
+
+import jax
+import pytest
+
+from fiat_jax.errors import LOST
+from fiat_jax.training.watch import LEFT, Watch
+
+
+class Words:
+    """A board in this process, which may be told to fail."""
+
+    def __init__(self, **words: str):
+        self.words = {int(name[1:]): word for name, word in words.items()}
+        self.gone = False
+
+    def say(self, word: str) -> None:
+        if self.gone:
+            raise ConnectionError("socket closed")
+        self.words[0] = word
+
+    def read(self) -> dict[int, str]:
+        if self.gone:
+            raise ConnectionError("socket closed")
+        return dict(self.words)
+
+
+class Ended:
+    """What is called in place of the end of the process."""
+
+    def __init__(self):
+        self.status, self.called = 0, threading.Event()
+
+    def __call__(self, status: int) -> None:
+        self.status = status
+        self.called.set()
+
+
+@pytest.fixture
+def ended():
+    return Ended()
+
+
+def watch(board, ended, **limits) -> Watch:
+    return Watch("training", common=board, end=ended, **({"every": 0.02, "silent": 0.3, "stuck": 60.0} | limits))
+
+
+def test_a_silent_process_is_named_with_its_host_and_step(ended, capfd):
+    with watch(Words(p1="7 41 node-b"), ended) as mine:
+        mine.reached(42)
+        assert ended.called.wait(5)
+    assert ended.status == LOST == 69
+    told = capfd.readouterr().err
+    assert "training, step 42, process 0 on " in told
+    assert "process 1 on node-b, last heard of at step 41, is silent" in told
+    assert "start all of them again" in told
+    assert "test_watch.py" in told  # the stacks
+
+
+def test_a_process_that_goes_on_speaking_is_not_silent(ended):
+    board = Words(p1="0 0 node-b")
+    with watch(board, ended):
+        for count in range(30):
+            board.words[1] = f"{count} 5 node-b"
+            time.sleep(0.03)
+    assert not ended.called.is_set()
+
+
+def test_a_process_that_has_left_is_not_missed(ended):
+    board = Words(p1="3 5 node-b")
+    with watch(board, ended):
+        time.sleep(0.1)
+        board.words[1] = LEFT
+        time.sleep(0.6)
+    assert not ended.called.is_set()
+    assert board.words[0] == LEFT
+
+
+def test_who_leaves_by_an_exception_does_not_say_so(ended):
+    board = Words()
+    with pytest.raises(ZeroDivisionError), watch(board, ended):
+        raise ZeroDivisionError
+    assert board.words.get(0) != LEFT
+
+
+def test_a_board_that_is_gone_is_process_0_lost(ended, capfd):
+    board = Words()
+    with watch(board, ended):
+        time.sleep(0.1)
+        board.gone = True
+        assert ended.called.wait(5)
+    assert ended.status == LOST
+    assert "process 0 is lost" in capfd.readouterr().err
+
+
+def test_a_failed_collective_waits_until_it_is_known_who_is_lost(ended, capfd):
+    board = Words(p1="7 41 node-b")
+    with pytest.raises(jax.errors.JaxRuntimeError), watch(board, ended):
+        raise jax.errors.JaxRuntimeError("connection reset by peer")
+    assert ended.status == LOST
+    assert "node-b" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("board", [None, Words()], ids=["one process", "several"])
+def test_a_step_that_takes_too_long_is_named_and_rest_is_not_a_step(ended, capfd, board):
+    with watch(board, ended, stuck=0.3) as mine:
+        mine.reached(3)
+        mine.rest()
+        time.sleep(0.6)
+        assert not ended.called.is_set()
+        mine.reached(4)
+        assert ended.called.wait(5)
+    assert ended.status == LOST
+    assert "step 4, process 0" in (told := capfd.readouterr().err)
+    assert "no step for 0 s" in told
+
+
+def test_a_run_that_has_not_begun_to_step_is_not_stuck(ended):
+    with watch(None, ended, stuck=0.1):
+        time.sleep(0.4)
+    assert not ended.called.is_set()
