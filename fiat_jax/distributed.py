@@ -94,6 +94,7 @@ class _CoordinatorBoard:
     def __init__(self):
         from jax._src.distributed import global_state  # there is no public name; Orbax and others take this one
 
+        assert global_state.client is not None  # there are several processes, so there is a service
         self._client, self._mine = global_state.client, f"{WORDS}/{jax.process_index()}"
 
     def say(self, word: str) -> None:

@@ -155,7 +155,9 @@ class _Packer:
     def row_ids(self, rows: Plan, index: int) -> list[str]:
         """The ids of the examples in one batch of a plan."""
         start, stop = self.bounds(rows, index)
-        return [self.passages.row_ids[example] for example in rows.examples[rows.starts[start] : rows.starts[stop]]]
+        return [
+            self.passages.row_ids[int(example)] for example in rows.examples[rows.starts[start] : rows.starts[stop]]
+        ]
 
     def cut(self, rows: Plan, index: int, process_index: int, process_count: int) -> Batch:
         """One host's rows of one batch of a plan."""

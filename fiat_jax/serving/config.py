@@ -18,8 +18,8 @@ class Serve:
             and only this machine can be listened on.
         max_length: tokens of a request, its prompt behind a known prefix and its answer together; 0: what the model
             reads, at most 2,048.
-        shortest_bucket: prompts are padded to so many tokens, or to a power of two times it: one program each, so that a
-            larger one compiles sooner and computes more.
+        shortest_bucket: prompts are padded to so many tokens, or to a power of two times it, a program each: a larger
+            one starts sooner and computes more.
         prefix_length: tokens of a prefix that clients may have read, at most; the pair's own I_β counts by itself.
         prefixes: how many of them are kept.
         samples: the most completions of a prompt (`n`), and prompts of a request.

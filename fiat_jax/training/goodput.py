@@ -60,11 +60,11 @@ class Goodput:
         """Count no longer."""
         jax.monitoring.unregister_event_duration_listener(self._compiled)
 
-    def _compiled(self, event: str, seconds: float, **_: Any) -> None:
+    def _compiled(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == COMPILATION:
-            self._add("compilation", seconds)
+            self._add("compilation", duration_secs)
             if self._within:
-                self._add(self._within[-1], -seconds)
+                self._add(self._within[-1], -duration_secs)
 
     def _add(self, cause: str, seconds: float) -> None:
         self._seconds[cause] = self._seconds.get(cause, 0.0) + seconds

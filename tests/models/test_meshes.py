@@ -19,13 +19,13 @@ from fiat_jax.models.model import Model, random_model
 from fiat_jax.models.peft import save_adapter
 from fiat_jax.sharding import MeshConfig
 
+SLICES = "2 slices of 2x2"
 MESHES = {
     "2x4": MeshConfig(2, 4, 1),
     "4x2": MeshConfig(4, 2, 1),
     "8x1": MeshConfig(8, 1, 1),
     "2x2x2": MeshConfig(2, 2, 2),
-    "1x4x2": MeshConfig(1, 4, 2),
-    "2 slices of 2x2": MeshConfig(4, 2, 1, slices=2),
+    SLICES: MeshConfig(4, 2, 1, slices=2),
 }
 LORA = LoraConfig(rank=4, alpha=8.0)
 DECODER = DecoderConfig(
@@ -41,11 +41,15 @@ DECODER = DecoderConfig(
 
 
 class Kind(NamedTuple):
-    """A kind of model: its configuration, its architecture's name, and how its batches are laid out."""
+    """A kind of model: its configuration, its architecture's name, and how its batches are laid out.
+
+    `loud` is how much larger than fresh ones its weights are: much more, and rounding errors grow beyond the tolerance.
+    """
 
     config: Any
     architecture: str
     layout: Any
+    loud: float = 3.0
 
 
 KINDS = {
@@ -59,6 +63,7 @@ KINDS = {
         ),
         "T5ForConditionalGeneration",
         functools.partial(EncoderDecoderLayout, start_id=0),
+        loud=2.0,
     ),
 }
 TUNINGS = {"LoRA": LORA, "all weights": None}
@@ -74,7 +79,7 @@ def model_on(kind: Kind, mesh: MeshConfig, lora: LoraConfig | None) -> Model:
             lambda x: jax.device_put(rng.normal(size=x.shape).astype(np.float32) * 0.1, x.sharding), model.trainable
         )
         model = dataclasses.replace(model, trainable=filled)
-    return louder(model, 3.0)
+    return louder(model, kind.loud)
 
 
 def batch_of(kind: Kind):
@@ -99,12 +104,20 @@ def on_one_device():
     return functools.cache(lambda kind, lora: measured(KINDS[kind], MeshConfig(1, 1, 1), TUNINGS[lora]))
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("lora", TUNINGS)
+@pytest.mark.parametrize(
+    ("lora", "mesh"), [*(("LoRA", mesh) for mesh in MESHES if mesh != SLICES), ("all weights", "2x2x2")]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_are_those_of_one_device(kind, lora, mesh, on_one_device):
-    wanted = on_one_device(kind, lora)
-    found = measured(KINDS[kind], MESHES[mesh], TUNINGS[lora])
+    same_as_on_one_device(kind, lora, mesh, on_one_device)
+
+
+def test_so_are_those_of_slices_that_a_slow_network_joins(on_one_device):
+    same_as_on_one_device("decoder", "LoRA", SLICES, on_one_device)
+
+
+def same_as_on_one_device(kind, lora, mesh, on_one_device):
+    wanted, found = on_one_device(kind, lora), measured(KINDS[kind], MESHES[mesh], TUNINGS[lora])
     assert sum(np.abs(grad).max() > 1e-3 for grad in jax.tree.leaves(wanted[1])) > 5
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, wanted)
 
