@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fiat_jax.arguments import OTHER, make_parser
+from fiat_jax.errors import EXIT_RESTARTABLE, EXIT_USER, Interrupted, UserError
 
-EXIT_USER, EXIT_RESTARTABLE = 2, 75
 GIN_FLAG = "--gin."
 
 
@@ -23,8 +23,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     bindings = [a[len(GIN_FLAG) :] for a in arguments if a.startswith(GIN_FLAG)]
     parser, plain = make_parser(), [a for a in arguments if not a.startswith(GIN_FLAG)]
     args = parser.parse_args(plain)
-    from fiat_jax.errors import Interrupted, UserError
-
     action = getattr(args, "action", None)
     if action and plain[1] != action:  # argparse would forget what stands before
         parser.error(f"say `fiat {args.verb} {action}` before its options")

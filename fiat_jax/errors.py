@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+EXIT_USER = 2  # the exit status of a mistake that the user can mend
+EXIT_RESTARTABLE = 75  # of a run that was stopped and goes on from what is saved (EX_TEMPFAIL of sysexits.h)
 LOST = 69  # the exit status of a process whose run has lost another one (EX_UNAVAILABLE of sysexits.h)
 
 

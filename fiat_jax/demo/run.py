@@ -59,6 +59,7 @@ class DemoConfig:
     Args:
         base_paradigms: those that are also run with the θ_τ that was not instruction-tuned.
         controls: those that are run at `control_sizes` alone.
+        processes: see `Experiment`.
         claims: whether the claims of the paper are measured on the results (`demo.claims` says what that needs).
     """
 
@@ -72,6 +73,7 @@ class DemoConfig:
     sizes: tuple[int, ...] = (0,)
     seeds: tuple[int, ...] = (0,)
     learning_rates: tuple[float, ...] = ()
+    processes: int = 1
     claims: bool = False
 
 
@@ -105,7 +107,9 @@ def run_demo(workdir: Path, console: Console, config: DemoConfig) -> list[dict[s
         train=_for_devices(config.train),
         mesh=MeshConfig(),
     )
-    experiment = Experiment(run, config.paradigms, config.sizes, config.seeds, config.learning_rates)
+    experiment = Experiment(
+        run, config.paradigms, config.sizes, config.seeds, config.learning_rates, processes=config.processes
+    )
     runtime.write_config(workdir, "\n".join(as_gin(experiment)) + "\n")
     results = run_experiment(experiment, workdir, console)
     runs = [Finished("", workdir, results)]

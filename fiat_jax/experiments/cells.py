@@ -32,8 +32,7 @@ class Done:
 
 def run_cell(bench: Bench, cell: Cell, learning_rates: Sequence[float], workdir: Path, listeners: Listeners) -> Done:
     """Return a cell's result: what is stored for it, or made now. A killed cell goes on where it was."""
-    key = content_key(dict(bench.identity(cell)), list(learning_rates))
-    path, predictions = workdir / "cells" / f"{cell.name}.json", workdir / "predictions" / f"{cell.name}.jsonl"
+    key, path, predictions = _place(bench, cell, learning_rates, workdir)
     stored = stored_facts(path, predictions, key)
     if stored is not None:
         return Done(cell, read_predictions(predictions), stored)
@@ -43,6 +42,18 @@ def run_cell(bench: Bench, cell: Cell, learning_rates: Sequence[float], workdir:
         write_json(path, facts)
     barrier(cell.name)
     return Done(cell, found, facts)
+
+
+def is_done(bench: Bench, cell: Cell, learning_rates: Sequence[float], workdir: Path) -> bool:
+    """Return whether `run_cell` has made this cell already."""
+    key, path, predictions = _place(bench, cell, learning_rates, workdir)
+    return stored_facts(path, predictions, key) is not None
+
+
+def _place(bench: Bench, cell: Cell, learning_rates: Sequence[float], workdir: Path) -> tuple[str, Path, Path]:
+    """Return what a cell's result is known by, and the files of its facts and its predictions."""
+    key = content_key(dict(bench.identity(cell)), list(learning_rates))
+    return key, workdir / "cells" / f"{cell.name}.json", workdir / "predictions" / f"{cell.name}.jsonl"
 
 
 def stored_facts(path: Path, predictions: Path, key: str) -> dict[str, Any] | None:

@@ -12,8 +12,9 @@ from rich.console import Console
 from fiat_jax.distributed import is_main
 from fiat_jax.evaluation.scores import compare, score_predictions
 from fiat_jax.experiments.bench import Bench, Cell
-from fiat_jax.experiments.cells import Done, run_cell
+from fiat_jax.experiments.cells import Done, is_done, run_cell
 from fiat_jax.experiments.paradigms import find_paradigm
+from fiat_jax.experiments.parallel import Work, check_processes, make_cells
 from fiat_jax.experiments.progress import listeners_for
 from fiat_jax.experiments.results import (
     print_tables,
@@ -31,9 +32,14 @@ def run_experiment(experiment: Experiment, workdir: Path, console: Console) -> l
     """Run what is missing of the matrix, write results.json and print the table; return the result rows."""
     paradigms = [find_paradigm(name) for name in experiment.paradigms]
     find_paradigm(experiment.against)
+    check_processes(experiment.processes)
     bench = Bench(experiment.run, experiment.sizes, paradigms)
     cells = bench.cells(paradigms, experiment.sizes, experiment.seeds)
     rates = experiment.learning_rates or (experiment.run.train.optimizer.learning_rate,)
+    missing = [cell for cell in cells if cell.paradigm.trained and not is_done(bench, cell, rates, workdir)]
+    count = min(experiment.processes, len(missing))
+    if count > 1:
+        make_cells(Work(experiment, missing, rates, workdir), count)
     return _run(bench, cells, rates, experiment.against, "experiment", workdir, console)
 
 

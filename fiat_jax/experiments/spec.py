@@ -115,6 +115,7 @@ class Experiment:
         sizes: training rows, nested (the 200 are among the 1,000); 0: all of them.
         learning_rates: the search every trained paradigm gets at every size; none: that of Optimizer alone.
         against: the paradigm that every other is compared with, pair by pair.
+        processes: on CPUs, how many cells are made at once, each on its share of the cores.
     """
 
     run: Run
@@ -123,8 +124,11 @@ class Experiment:
     seeds: tuple[int, ...] = (0,)
     learning_rates: tuple[float, ...] = ()
     against: str = "fiat"
+    processes: int = 1
 
     def __post_init__(self):
+        if self.processes < 1:
+            raise UserError(f"Experiment.processes is {self.processes}; it must be 1 or more")
         for name in ("paradigms", "sizes", "seeds"):
             if not getattr(self, name):
                 raise UserError(f"an experiment has at least one of its {name}; Experiment.{name} is empty")

@@ -85,9 +85,8 @@ def test_a_killed_process_is_named_by_the_other_which_ends_and_any_number_go_on(
     pair = start(spawn, workdir, arguments=("--pause", 0.1))
     await_steps(workdir, pair, 10)
     pair[victim].kill()
-    killed = time.monotonic()
     told = pair[1 - victim].communicate(timeout=60)[0]
-    assert time.monotonic() - killed < 60
+    pair[victim].communicate()
     assert pair[1 - victim].returncode == LOST, told
     assert re.search(rf"training, step \d+, process {1 - victim} on \S+: process {victim} ", told), told
     assert 0 < len(losses(workdir)) < len(alone)
