@@ -1,6 +1,7 @@
 """The command line: what it costs to start, what verbs write, and how they end when they are stopped."""
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -43,6 +44,13 @@ def test_every_verb_has_help(capsys):
             main([*verb.split("_"), "--help"])
         assert ended.value.code == 0
         assert "usage: fiat " + verb.replace("_", " ") in capsys.readouterr().out
+
+
+def test_every_verb_has_its_function():
+    from fiat_jax.cli import VERBS
+
+    for verb, module in VERBS.items():
+        assert callable(getattr(importlib.import_module(f"fiat_jax.verbs.{module}"), verb))
 
 
 def test_split_and_draft_make_a_task_that_lints_clean_and_renders(project, capsys):
@@ -122,9 +130,9 @@ def test_a_verb_without_settings_refuses_them(project, capsys):
 
 
 def test_an_interrupt_outside_of_training_is_restartable_too(project, monkeypatch, capsys):
-    from fiat_jax import cli
+    from fiat_jax.verbs import tasks
 
-    monkeypatch.setitem(cli.VERBS, "init", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5))
+    monkeypatch.setattr(tasks, "init", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5))
     assert project.main("init", "weather/train.jsonl") == 75
     assert "goes on from what is saved" in capsys.readouterr().err
 

@@ -1,0 +1,55 @@
+"""`fiat train` and `fiat experiment`."""
+
+from fiat_jax.errors import UserError
+from fiat_jax.experiments import runtime, sections
+from fiat_jax.experiments.dry_run import dry_run, runs_of
+from fiat_jax.experiments.matrix import run_experiment, run_training
+from fiat_jax.verbs.common import settings, start
+
+
+def train(args, bindings) -> int:
+    """Tune one model, on one task or on a mixture of several."""
+    config = settings(args, bindings)
+    mixture = config.build(sections.Mixture)
+    if mixture.rates:
+        return _train_mixture(args, mixture, {part: config.build(sections.Run, part) for part in mixture.rates})
+    run = config.build(sections.Run)
+    console = start()
+    if args.dry_run:
+        console.print(sections.as_gin(run), highlight=False, markup=False)
+        dry_run(run, console)
+        return 0
+    with runtime.recorded(args.workdir, sections.as_gin(run)):
+        run_training(run, args.workdir, console)
+    return 0
+
+
+def _train_mixture(args, mixture, parts) -> int:
+    from fiat_jax.experiments.mixture import run_mixture
+
+    console, text = start(), sections.mixture_as_gin(mixture, parts)
+    if args.dry_run:
+        console.print(text, highlight=False, markup=False)
+        for part, run in parts.items():
+            console.print(f"{part}, by itself:")
+            dry_run(run, console)
+        return 0
+    with runtime.recorded(args.workdir, text):
+        run_mixture(mixture, parts, args.workdir, console)
+    return 0
+
+
+def experiment(args, bindings) -> int:
+    """Run a matrix of cells."""
+    config = settings(args, bindings)
+    if config.build(sections.Mixture).rates:
+        raise UserError("Mixture.rates is for `fiat train`; an experiment compares paradigms on one task")
+    experiment = config.build(sections.Experiment)
+    console = start()
+    if args.dry_run:
+        console.print(sections.as_gin(experiment), highlight=False, markup=False)
+        dry_run(runs_of(experiment.run, experiment.paradigms), console, experiment.sizes)
+        return 0
+    with runtime.recorded(args.workdir, sections.as_gin(experiment)):
+        run_experiment(experiment, args.workdir, console)
+    return 0
