@@ -6,6 +6,11 @@ from pathlib import Path
 OTHER = "other"  # before the settings of the second backend that `fiat reason compare` asks
 
 
+def _place(text: str) -> Path | str:
+    """Return a local path, or a URL as it is: a Path would take one of its slashes away."""
+    return text if "://" in text else Path(text)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line but `--gin.NAME=VALUE`."""
     parser = argparse.ArgumentParser(
@@ -21,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
         if gin:
             made.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="settings; repeatable")
         if workdir:
-            made.add_argument("--workdir", type=Path, required=True, help="where results are written and resumed")
+            made.add_argument("--workdir", type=_place, required=True, help="where results are written and resumed")
             made.add_argument("--dry_run", action="store_true", help="show what would be done, then stop")
         return made
 
@@ -60,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     reason.add_argument("--import", dest="files", action="append", metavar="FILE", help="a file with reasoning")
     backends = "native: the engine of this process (Native.path); openai: a compatible endpoint (Endpoint.url)"
     reason.add_argument("--backend", choices=["native", "openai"], help=backends)
-    reason.add_argument("--workdir", type=Path, default=Path("."), help="where quarantined rows and the card go")
+    reason.add_argument("--workdir", type=_place, default=Path("."), help="where quarantined rows and the card go")
     reason.add_argument("--dry_run", action="store_true", help="with --backend: show the token bill, then stop")
     reason.add_argument("--shard", metavar="I/N", help="with --backend: only this part of the rows, from 0/N")
     reason.add_argument("--engine", choices=["ray"], help="do all shards as tasks of a Ray cluster (extra `ray`)")
@@ -81,26 +86,26 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("bundle", help="working directory of `fiat train`, or a bundle")
     evaluate.add_argument("--data", action="append", default=[], metavar="NAME=FILE", help="add or replace a split")
     evaluate.add_argument("--split", help="the split to score; else the one that --data names, or validation")
-    evaluate.add_argument("--workdir", type=Path, required=True, help="where results are written")
+    evaluate.add_argument("--workdir", type=_place, required=True, help="where results are written")
 
     predict = verb("predict", "answer the rows of a file with a trained bundle")
     predict.add_argument("bundle", help="working directory of `fiat train`, or a bundle")
     predict.add_argument("source", help="rows to answer")
-    predict.add_argument("--out", type=Path, required=True, help="JSONL file of predictions")
+    predict.add_argument("--out", type=_place, required=True, help="JSONL file of predictions")
 
     export = verb("export", "write a trained bundle for other programs")
     export.add_argument("bundle", help="working directory of `fiat train`, or a bundle")
     forms = "peft (the adapter), merged (a whole model) or bundle (for `fiat` elsewhere)"
     export.add_argument("--format", required=True, help=forms)
-    export.add_argument("--out", type=Path, required=True)
+    export.add_argument("--out", type=_place, required=True)
 
     serve = verb("serve", "answer over HTTP: a large model, a tuned one, or the fused pair")
     serve.add_argument("--bundle", action="append", default=[], metavar="[NAME=]DIR", help="a tuned θ_τ; repeatable")
 
     demo = verb("demo", "the whole of FIAT on a generated task, with nothing to download")
-    demo.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="where results are written and resumed")
+    demo.add_argument("--workdir", type=_place, default=Path("runs/demo"), help="where results are written and resumed")
     demo.add_argument("--full", action="store_true", help="every part removed in turn, three sizes, three seeds")
     actions = demo.add_subparsers(dest="action", metavar="ACTION")
     made = verb("build", "make the demo's models anew, from nothing", actions, gin=False)
-    made.add_argument("--out", type=Path, default=Path("runs/demo-models"), help="directory of the models")
+    made.add_argument("--out", type=_place, default=Path("runs/demo-models"), help="directory of the models")
     return parser

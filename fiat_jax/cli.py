@@ -1,5 +1,6 @@
 """`fiat VERB`: dispatch, nothing else; every verb imports what it needs when it is called."""
 
+import argparse
 import contextlib
 import importlib
 import signal
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if bindings and "gin_file" not in args:
                 raise UserError(f"this verb takes no settings: leave out {GIN_FLAG}{bindings[0]}")
             module = importlib.import_module(f"fiat_jax.verbs.{VERBS[action]}")
-            return getattr(module, action)(args, bindings)
+            with _local(args):
+                return getattr(module, action)(args, bindings)
     except UserError as error:
         print(f"fiat {args.verb}: {error}", file=sys.stderr)
         return EXIT_USER
@@ -44,6 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"fiat {args.verb}: interrupted; the same command goes on from what is saved", file=sys.stderr)
     return EXIT_RESTARTABLE
+
+
+@contextlib.contextmanager
+def _local(args: argparse.Namespace):
+    """Where results go into an object store, let the verb write to a local double of it."""
+    with contextlib.ExitStack() as stack:
+        for name in ("workdir", "out"):
+            value = str(getattr(args, name, ""))
+            if "://" in value:
+                from fiat_jax.remote import doubled
+
+                folder, _, last = value.rstrip("/").rpartition("/") if name == "out" else (value, "", "")
+                setattr(args, name, stack.enter_context(doubled(folder)) / last)
+        yield
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import gin
 
 from fiat_jax.errors import UserError, did_you_mean
+from fiat_jax.remote import fetched
 
 C = TypeVar("C")
 
@@ -54,6 +55,7 @@ class Config:
                 raise UserError(f"{scope}/{name}: {scope!r} is no part of Mixture.rates; leave out {scope}/{known}")
 
     def _read(self, files: Sequence[str], bindings: Sequence[str]) -> None:
+        files = [str(fetched(file)) for file in files]
         for file in files:
             if not Path(file).is_file():
                 what = "is a folder" if Path(file).is_dir() else "no such file"

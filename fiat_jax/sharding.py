@@ -15,8 +15,8 @@ from fiat_jax.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
 
-MESH_AXES = ("data", "fsdp", "tensor")
-AXIS_TYPES = (AxisType.Auto,) * 3
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
+AXIS_TYPES = (AxisType.Auto,) * len(MESH_AXES)
 MeshAxes = str | tuple[str, ...] | None
 
 
@@ -24,16 +24,17 @@ MeshAxes = str | tuple[str, ...] | None
 class ShardingRules:
     """Logical axis → mesh axis, several mesh axes, or None (replicated). Another table is another layout of a model."""
 
-    batch: MeshAxes = ("data", "fsdp")
+    batch: MeshAxes = ("data", "fsdp", "expert")
     layers: MeshAxes = None
     vocab: MeshAxes = "tensor"
-    embed: MeshAxes = "fsdp"
+    embed: MeshAxes = ("fsdp", "expert")
     kv_heads: MeshAxes = "tensor"
     queries: MeshAxes = None
     head_dim: MeshAxes = None
     mlp: MeshAxes = "tensor"
     fused: MeshAxes = None
-    experts: MeshAxes = None
+    experts: MeshAxes = "expert"
+    expert_embed: MeshAxes = "fsdp"  # of experts' weights, which lie on the axis `expert` already
     rank: MeshAxes = None
     norm: MeshAxes = None
 
@@ -50,6 +51,17 @@ class ShardingRules:
 
 TRAIN = ShardingRules()
 
+# Every step of decoding reads all weights for few tokens, so none is gathered: where TRAIN splits the width, this
+# splits what a device computes by itself. Keys and values of a head lie wherever its queries do.
+DECODE = ShardingRules(
+    batch="data",
+    vocab=("fsdp", "expert", "tensor"),
+    embed=None,
+    queries=("fsdp", "expert"),
+    mlp=("fsdp", "tensor"),
+    expert_embed=None,
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
@@ -58,33 +70,36 @@ class MeshConfig:
     Args:
         slices: how many slices (of a TPU), or groups of hosts, the devices are of, between which the network is slow.
             The axis `data` lies across them, the others within: only gradients of what is trained cross it.
+        expert: ways in which the experts of a mixture are divided, and all that `fsdp` divides.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
     slices: int = 1
+    expert: int = 1
 
-    def shape(self, num_devices: int) -> tuple[int, int, int]:
+    def shape(self, num_devices: int) -> tuple[int, int, int, int]:
         """Return the sizes of the axes over so many devices; UserError where they do not fit."""
-        sizes = [self.data, self.fsdp, self.tensor]
+        sizes = [self.data, self.fsdp, self.expert, self.tensor]
         rest = math.prod(size for size in sizes if size != -1)
         if sizes.count(-1) == 1 and rest > 0 and num_devices % rest == 0:
             sizes[sizes.index(-1)] = num_devices // rest
         if any(size < 1 for size in sizes) or math.prod(sizes) != num_devices:
+            named = f"data={self.data} fsdp={self.fsdp}" + (f" expert={self.expert}" if self.expert != 1 else "")
             raise UserError(
-                f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not fit {num_devices} devices: "
+                f"mesh {named} tensor={self.tensor} does not fit {num_devices} devices: "
                 f"the product must be {num_devices}, and one size may be -1"
             )
         if self.slices < 1 or sizes[0] % self.slices:
             raise UserError(f"mesh data={sizes[0]} is not divided by slices={self.slices}: data lies across the slices")
-        return sizes[0], sizes[1], sizes[2]
+        return sizes[0], sizes[1], sizes[2], sizes[3]
 
     def build(self, devices: Sequence[Any] | None = None) -> Mesh:
         """Return the mesh over `devices` (all of them by default)."""
         devices = list(jax.devices() if devices is None else devices)
-        data, fsdp, tensor = self.shape(len(devices))
-        within = (data // self.slices, fsdp, tensor)
+        data, *others = self.shape(len(devices))
+        within = (data // self.slices, *others)
         split = {"allow_split_physical_axes": True}  # 8 of a slice of 4 x 4
         placed = [mesh_utils.create_device_mesh(within, group, **split) for group in _groups(devices, self.slices)]
         return Mesh(np.concatenate(placed), MESH_AXES, axis_types=AXIS_TYPES)

@@ -20,6 +20,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 # torch's CUDA build, which pip takes where there is no CPU build, imports triton: after TensorFlow that is a crash
 sys.modules["triton"] = None  # type: ignore[assignment]
 
+import fsspec
 import jax
 import pytest
 from support.endpoint import Endpoint
@@ -60,3 +61,25 @@ def trained(project) -> World:
     done = project.fiat("train", "--workdir=run", "--gin_file=weather.gin", *SETTINGS)
     (project.root / "run.txt").write_text(done.stdout)
     return project
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory):
+    """The URL of an empty bucket of an S3 on loopback, which the environment leads to."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    env = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.get_host_and_port()[1]}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "FIAT_FETCHED": str(tmp_path_factory.mktemp("fetched")),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("runs")
+        yield "s3://runs"
+    server.stop()

@@ -2,13 +2,14 @@
 
 import shutil
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fiat_jax.checkpoint import Checkpoints
+from fiat_jax.checkpoint import Checkpoints, StoredCheckpoints
 from fiat_jax.errors import UserError
 from fiat_jax.sharding import MeshConfig
 
@@ -25,19 +26,31 @@ def same(found, wanted) -> bool:
     return all(x.dtype == y.dtype and np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
 
 
+@pytest.fixture(params=["directory", "object store"])
+def place(request, tmp_path):
+    """Open checkpoints, again and again the same ones, that lie in a directory or in an object store."""
+    url = f"memory://{tmp_path.name}"
+    yield lambda keep=1: Checkpoints(tmp_path, keep) if request.param == "directory" else StoredCheckpoints(url, keep)
+    if request.param == "object store" and fsspec.filesystem("memory").exists(url):
+        fsspec.filesystem("memory").rm(url, recursive=True)
+
+
+def save_third(checkpoints):
+    checkpoints.save(3, tree(), {"facts": [1, {"of": "it"}]})
+    checkpoints.close()
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A directory in which step 3 is saved, and its tree."""
-    checkpoints = Checkpoints(tmp_path / "saved")
-    checkpoints.save(3, tree(), {"facts": [1, {"of": "it"}]})
-    checkpoints.close()
+    save_third(Checkpoints(tmp_path / "saved"))
     return tmp_path / "saved", tree()
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=2, fsdp=4)], ids=["data", "data and fsdp"])
-def test_what_one_device_saved_lies_on_a_mesh_as_asked(saved, mesh):
-    directory, wanted = saved
-    checkpoints, built = Checkpoints(directory), mesh.build()
+def test_what_one_device_saved_lies_on_a_mesh_as_asked(place, mesh):
+    save_third(place())
+    checkpoints, built, wanted = place(), mesh.build(), tree()
     spec = {2: PartitionSpec("data", "fsdp"), 1: PartitionSpec("fsdp"), 0: PartitionSpec()}
     layout = jax.tree.map(lambda x: NamedSharding(built, spec[x.ndim]), wanted)
     like = jax.tree.map(lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), wanted, layout)
@@ -45,23 +58,27 @@ def test_what_one_device_saved_lies_on_a_mesh_as_asked(saved, mesh):
     assert same(found, wanted)
     assert jax.tree.map(lambda x: x.sharding, found) == layout
     assert checkpoints.facts(3) == {"facts": [1, {"of": "it"}]}
+    checkpoints.save(5, found, {})
+    assert same(checkpoints.restore(5, tree(seed=1)), wanted)
 
 
-def test_buffers_may_be_given_away_while_they_are_saved(tmp_path):
-    checkpoints, given = Checkpoints(tmp_path), tree()
+def test_buffers_may_be_given_away_while_they_are_saved(place):
+    checkpoints, given = place(), tree()
     checkpoints.save(1, given, {})
     jax.tree.map(lambda x: x.delete(), given)
     assert same(checkpoints.restore(1, tree(seed=1)), tree())
 
 
-def test_the_newest_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
+def test_the_newest_are_kept(place):
+    checkpoints = place(keep=2)
     for step in (1, 5, 9):
         checkpoints.save(step, tree(step), {})
     checkpoints.close()
-    again = Checkpoints(tmp_path, keep=2)
-    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [5, 9]
+    again = place(keep=2)
     assert same(again.restore(again.latest(), tree()), tree(9))
+    assert same(again.restore(5, tree()), tree(5))
+    with pytest.raises(UserError, match="cannot be read"):
+        again.restore(1, tree())
 
 
 def test_a_save_that_was_cut_off_is_not_there_and_can_be_made_again(saved):
@@ -75,8 +92,27 @@ def test_a_save_that_was_cut_off_is_not_there_and_can_be_made_again(saved):
     assert checkpoints.latest() == 7
 
 
-def test_newer_ones_can_be_deleted(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=3)
+def test_what_a_store_has_without_its_facts_is_not_there():
+    checkpoints = StoredCheckpoints("memory://cut-short")
+    save_third(checkpoints)
+    files = fsspec.filesystem("memory")
+    files.pipe_file("memory://cut-short/7/tree.safetensors", b"not all of it")
+    assert checkpoints.latest() == 3
+    assert same(checkpoints.restore(3, tree(seed=1)), tree())
+    files.rm("memory://cut-short", recursive=True)
+
+
+def test_a_store_that_takes_nothing_is_named_with_the_next_save(monkeypatch):
+    checkpoints = StoredCheckpoints("memory://full")
+    monkeypatch.setattr(checkpoints._files, "pipe_file", lambda *_: (_ for _ in ()).throw(OSError("no rights")))
+    checkpoints.save(1, tree(), {})
+    with pytest.raises(UserError, match=r"written in memory://full \(no rights\); one that was whole before still is"):
+        checkpoints.save(2, tree(), {})
+    assert checkpoints.latest() is None
+
+
+def test_newer_ones_can_be_deleted(place):
+    checkpoints = place(keep=3)
     for step in (1, 5, 9):
         checkpoints.save(step, tree(step), {})
     checkpoints.wait()
@@ -84,12 +120,12 @@ def test_newer_ones_can_be_deleted(tmp_path):
     assert checkpoints.latest() == 1
 
 
-def test_arrays_of_another_model_are_refused_by_name_and_shape(saved):
-    directory, _ = saved
+def test_arrays_of_another_model_are_refused_by_name_and_shape(place):
+    save_third(place())
     with pytest.raises(UserError, match=r"adapter.a is \(8, 16\) there and \(8, 4\) here \(2 arrays differ\)"):
-        Checkpoints(directory).restore(3, tree(width=4))
+        place().restore(3, tree(width=4))
     with pytest.raises(UserError, match=r"other is None there and \(\) here \(1 arrays differ\)"):
-        Checkpoints(directory).restore(3, tree() | {"other": jnp.int32(0)})
+        place().restore(3, tree() | {"other": jnp.int32(0)})
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # other reads of Orbax go on for a while

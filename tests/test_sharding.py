@@ -10,13 +10,20 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from fiat_jax.errors import UserError
-from fiat_jax.sharding import TRAIN, MeshConfig, ShardingRules, axis_size, check_batch, constrain, named
+from fiat_jax.sharding import DECODE, TRAIN, MeshConfig, ShardingRules, axis_size, check_batch, constrain, named
 
 
 def test_a_mesh_takes_all_devices_and_one_size_may_be_left_open():
-    assert dict(MeshConfig().build().shape) == {"data": 8, "fsdp": 1, "tensor": 1}
-    assert dict(MeshConfig(data=2, fsdp=-1, tensor=2).build().shape) == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert dict(MeshConfig().build(jax.devices()[:3]).shape) == {"data": 3, "fsdp": 1, "tensor": 1}
+    assert dict(MeshConfig().build().shape) == {"data": 8, "fsdp": 1, "expert": 1, "tensor": 1}
+    assert dict(MeshConfig(data=2, fsdp=-1, tensor=2).build().shape) == {"data": 2, "fsdp": 2, "expert": 1, "tensor": 2}
+    assert dict(MeshConfig().build(jax.devices()[:3]).shape) == {"data": 3, "fsdp": 1, "expert": 1, "tensor": 1}
+
+
+def test_experts_may_have_an_axis_of_their_own():
+    config = MeshConfig(expert=4, tensor=2)
+    assert dict(config.build().shape) == {"data": 1, "fsdp": 1, "expert": 4, "tensor": 2}
+    with pytest.raises(UserError, match="data=1 fsdp=1 expert=4 tensor=1 does not fit 8 devices"):
+        MeshConfig(1, expert=4).build()
 
 
 @pytest.mark.parametrize(
@@ -48,7 +55,7 @@ def test_devices_that_say_their_slice_are_grouped_by_it():
     assert [{device.slice_index for device in part.ravel()} for part in mesh.devices] == [{0}, {1}]
     with pytest.raises(UserError, match=r"of 2 slices: Mesh\.slices must be that, or 1; it is 4"):
         MeshConfig(data=4, fsdp=2, slices=4).build(devices)
-    assert MeshConfig(data=2, fsdp=4).build(devices).devices.shape == (2, 4, 1)
+    assert MeshConfig(data=2, fsdp=4).build(devices).devices.shape == (2, 4, 1, 1)
 
 
 def test_slices_that_do_not_divide_data_are_refused():
@@ -63,10 +70,8 @@ def test_a_mesh_without_devices_has_the_shape_of_one_with():
 
 def test_another_table_is_another_layout():
     axes = ("embed", "mlp", None)
-    assert TRAIN.spec(axes) == P("fsdp", "tensor", None)
-    assert dataclasses.replace(TRAIN, embed=None, mlp=("fsdp", "tensor")).spec(axes) == P(
-        None, ("fsdp", "tensor"), None
-    )
+    assert TRAIN.spec(axes) == P(("fsdp", "expert"), "tensor", None)
+    assert DECODE.spec(axes) == P(None, ("fsdp", "tensor"), None)
 
 
 def test_a_misspelt_axis_is_named_with_the_known_ones():
@@ -85,7 +90,7 @@ def test_arrays_are_split_as_the_rules_say():
 def test_a_dimension_that_the_mesh_does_not_divide_stays_whole_and_is_logged(caplog):
     mesh = MeshConfig(2, 2, 2).build()
     with caplog.at_level(logging.WARNING):
-        assert named(mesh, TRAIN, (51, 16), ("vocab", "embed")).spec == P(None, "fsdp")
+        assert named(mesh, TRAIN, (51, 16), ("vocab", "embed")).spec == P(None, ("fsdp", "expert"))
     assert "'vocab' of size 51 is not divided by mesh axis 'tensor'" in caplog.text
 
 

@@ -4,8 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-
-from etils import epath
+from pathlib import Path
 
 from fiat_jax.errors import UserError
 
@@ -28,11 +27,11 @@ class Prediction:
     values: Mapping[str, float] = field(default_factory=dict)
 
 
-def write_predictions(path: epath.PathLike, predictions: Iterable[Prediction]) -> str:
+def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> str:
     """Write one JSON line for each prediction, all or nothing, and return the sha256 of the file in hex."""
     lines = [json.dumps(asdict(one), ensure_ascii=False, allow_nan=False) + "\n" for one in predictions]
     content = "".join(lines).encode()
-    path = epath.Path(path)
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_bytes(content)
@@ -40,9 +39,9 @@ def write_predictions(path: epath.PathLike, predictions: Iterable[Prediction]) -
     return hashlib.sha256(content).hexdigest()
 
 
-def read_predictions(path: epath.PathLike) -> list[Prediction]:
+def read_predictions(path: str | Path) -> list[Prediction]:
     """Read what `write_predictions` wrote; a line that is not such a row is an error naming the file and the line."""
-    path = epath.Path(path)
+    path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such predictions file; `fiat evaluate` writes it")
     lines = path.read_bytes().split(b"\n")  # str.splitlines would also split at U+2028 inside a text

@@ -23,7 +23,8 @@ from fiat_jax.models.model import Model, ModelConfig, load_model, their_tensors
 from fiat_jax.prompts.inline import inlined
 from fiat_jax.prompts.instructions import load_instructions
 from fiat_jax.prompts.tokenizer import Tokenizer
-from fiat_jax.sharding import MeshConfig
+from fiat_jax.remote import fetched
+from fiat_jax.sharding import TRAIN, MeshConfig, ShardingRules
 from fiat_jax.store import Provenance
 from fiat_jax.tasks.task import Task
 
@@ -78,7 +79,7 @@ def write_bundle(directory: Path, model: Model, feed: Feed, run: Run, reasons: R
         write_model(directory / "model", their_tensors(model, model.weights()), model.hf_config, model.directory)
     if not is_main():
         return
-    shutil.copyfile(run.prompts.file, directory / "prompts.yaml")
+    shutil.copyfile(fetched(run.prompts.file), directory / "prompts.yaml")
     bundle = Bundle(
         directory=Path(),
         task=run.task,
@@ -124,7 +125,7 @@ def copy_bundle(bundle: Bundle, directory: Path) -> None:
 
 def read_bundle(path: str | Path) -> Bundle:
     """Read a bundle, or the one in a training run's working directory."""
-    root = Path(path)
+    root = fetched(path)
     directory = root if (root / NAME).exists() else root / "bundle"
     try:
         held = json.loads((directory / NAME).read_text("utf-8"))
@@ -149,16 +150,16 @@ def _parsed(directory: Path, held: Mapping[str, Any]) -> Bundle:
     return Bundle(directory=directory, **fields)
 
 
-def load_bundle_model(bundle: Bundle, mesh_config: MeshConfig) -> Model:
+def load_bundle_model(bundle: Bundle, mesh_config: MeshConfig, rules: ShardingRules = TRAIN) -> Model:
     """Return the trained model of a bundle on a mesh."""
     mesh = mesh_config.build()
     config = dataclasses.replace(bundle.model, path=bundle.theta_tau_path)
     with jax.set_mesh(mesh):
         if not bundle.adapter:
-            return load_model(config, mesh)
+            return load_model(config, mesh, rules=rules)
         base = open_checkpoint(config.path)
         lora = peft.read_lora_config(bundle.directory / "adapter", base.family, base.config)
-        model = load_model(config, mesh, lora=dataclasses.replace(lora, dropout=0.0))
+        model = load_model(config, mesh, lora=dataclasses.replace(lora, dropout=0.0), rules=rules)
         return dataclasses.replace(model, trainable=peft.load_adapter(model, bundle.directory / "adapter"))
 
 

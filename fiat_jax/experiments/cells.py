@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fiat_jax import remote
 from fiat_jax.data.examples import content_key
 from fiat_jax.distributed import barrier, is_main
 from fiat_jax.errors import UserError
@@ -40,6 +41,7 @@ def run_cell(bench: Bench, cell: Cell, learning_rates: Sequence[float], workdir:
     if is_main():
         facts = {"key": key, "predictions_sha256": write_predictions(predictions, found), **facts}
         write_json(path, facts)
+        remote.push(workdir)
     barrier(cell.name)
     return Done(cell, found, facts)
 

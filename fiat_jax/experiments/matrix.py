@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,9 @@ def run_training(run: Run, workdir: Path, console: Console) -> list[dict[str, An
 
 
 def link(link: Path, target: Path) -> None:
+    """Let a link lead to a target; a directory in its place is what an object store made of one."""
+    if link.is_dir() and not link.is_symlink():
+        shutil.rmtree(link)
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.symlink_to(target)
     temporary.replace(link)

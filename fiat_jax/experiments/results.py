@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fiat_jax.experiments.runtime import hardware, versions
+from fiat_jax.tasks.readers import file_of
 
 SCHEMA = 1
 ALL = "all"
@@ -31,7 +32,8 @@ def file_hash(path: str | Path) -> str:
 
 def source_of(source: str) -> dict[str, Any]:
     """Return a data source's name, and the hash of its content where it is a file."""
-    return {"path": source, "sha256": file_hash(source) if Path(source).is_file() else None}
+    path = file_of(source)
+    return {"path": source, "sha256": file_hash(path) if path is not None and path.is_file() else None}
 
 
 def write_results(

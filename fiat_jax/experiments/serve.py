@@ -39,7 +39,7 @@ from fiat_jax.serving.remote import RemoteText
 from fiat_jax.serving.run import run
 from fiat_jax.serving.service import Served
 from fiat_jax.serving.text import TextModel
-from fiat_jax.sharding import MeshConfig, axis_size
+from fiat_jax.sharding import DECODE, MeshConfig, axis_size
 from fiat_jax.store import sampling_seed
 from fiat_jax.tasks.task import input_row, row_key
 
@@ -193,7 +193,7 @@ class Assembly:
             return None
         assert self._tokenizer is not None
         mesh = self.asked.mesh.build()
-        model = load_model(ModelConfig(native.path, native.dtype), mesh, tuned=False)
+        model = load_model(ModelConfig(native.path, native.dtype), mesh, tuned=False, rules=DECODE)
         prefixes = [ids for renderer in self._renderers.values() if renderer for ids in renderer.reasoning_prefixes()]
         if not isinstance(model.config, DecoderConfig):
             prefixes = []
@@ -243,7 +243,7 @@ class Assembly:
                 adapter, engine = name, loaded[base].engine
                 engine.add_adapter(name, peft.load_adapter(engine.model, bundle.directory / "adapter"))
             else:
-                model = load_bundle_model(bundle, self.asked.mesh)
+                model = load_bundle_model(bundle, self.asked.mesh, DECODE)
                 length = max(b.prompts.max_length for b in self.asked.bundles.values())
                 config = self._shapes(model, Native.slots, 0, length, prefill_rows=Native.prefill_rows)
                 loaded[base] = Worker(Engine(model, feed.renderer.end_id, config), self.driver)

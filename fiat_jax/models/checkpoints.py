@@ -22,6 +22,7 @@ from fiat_jax.errors import UserError
 from fiat_jax.models.config import Config
 from fiat_jax.models.families import family_of
 from fiat_jax.models.tensors import Family, Tensor, groups
+from fiat_jax.remote import fetched
 
 # as safetensors names them → NumPy
 FILE_DTYPES = {
@@ -47,7 +48,7 @@ SHARD_BYTES = 4 << 30
 
 def read_config(directory: str | Path) -> dict[str, Any]:
     """Return a directory's config.json."""
-    path = Path(directory) / "config.json"
+    path = fetched(directory) / "config.json"
     if not path.exists():
         raise UserError(f"{directory} has no config.json; it must be a model directory in Hugging Face layout")
     return read_json(path)
@@ -68,7 +69,7 @@ class WeightFiles:
     """The safetensors files of a directory: which tensors there are, and any slice of one."""
 
     def __init__(self, directory: str | Path):
-        self.directory = Path(directory)
+        self.directory = fetched(directory)
         self._views: dict[str, np.ndarray] = {}
         self._dtypes: dict[str, str] = {}
         self._files: dict[str, tuple[Path, int]] = {}
@@ -335,8 +336,8 @@ def write_model(
         (target / INDEX).write_text(json.dumps(index, indent=2))
     (target / "config.json").write_text(json.dumps(dict(hf_config), indent=2))
     for name in TOKENIZER_FILES:
-        if (Path(source) / name).exists():
-            shutil.copyfile(Path(source) / name, target / name)
+        if (fetched(source) / name).exists():
+            shutil.copyfile(fetched(source) / name, target / name)
 
 
 def _write_shards(target: Path, tensors: Iterator[tuple[str, np.ndarray]]) -> list[dict[str, int]]:

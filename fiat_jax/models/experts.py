@@ -12,10 +12,10 @@ from jax.sharding import PartitionSpec
 from fiat_jax.models.config import Build, DecoderConfig
 from fiat_jax.models.linear import WEIGHT_STD
 from fiat_jax.models.stack import ACTIVATIONS
-from fiat_jax.sharding import axis_size
+from fiat_jax.sharding import MeshAxes, axis_size
 
 LARGEST_BLOCK = 128  # rows; what does not fill a block is computed in vain
-EXPERT_AXES = ("layers", "experts", "embed", "mlp")
+EXPERT_AXES = ("layers", "experts", "expert_embed", "mlp")
 
 
 class Experts(nnx.Module):
@@ -34,7 +34,7 @@ class Experts(nnx.Module):
         self.router = nnx.Param(weight(D, E), axes=("layers", "embed", None))
         self.gate = nnx.Param(weight(E, D, F), axes=EXPERT_AXES)
         self.up = nnx.Param(weight(E, D, F), axes=EXPERT_AXES)
-        self.down = nnx.Param(weight(E, F, D), axes=("layers", "experts", "mlp", "embed"))
+        self.down = nnx.Param(weight(E, F, D), axes=("layers", "experts", "mlp", "expert_embed"))
         self.config, self.rules = c, build.rules
 
     def __call__(self, x_ND: jax.Array) -> jax.Array:
@@ -46,31 +46,51 @@ class Experts(nnx.Module):
         run = functools.partial(mix, activation=ACTIVATIONS[self.config.activation])
         mesh = jax.sharding.get_abstract_mesh()
         if not mesh.empty and mesh.size > 1:
-            # every device groups its own rows; weights are gathered from where they lie, but for the tensor axis
-            rows, tensor = PartitionSpec(self._rows(mesh, x_ND.shape[0]), None), self._tensor(mesh)
-            wide, narrow = PartitionSpec(None, None, tensor), PartitionSpec(None, tensor, None)
+            # a device groups its own rows, or those of all who hold other experts; weights are gathered along D alone
+            E, _, F = self.gate.shape
+            batch, experts, mlp = (
+                _fitting(mesh, axes, size)
+                for axes, size in ((self.rules.batch, x_ND.shape[0]), (self.rules.experts, E), (self.rules.mlp, F))
+            )
+            rows = PartitionSpec(batch, None)
+            wide, narrow = PartitionSpec(experts, None, mlp), PartitionSpec(experts, mlp, None)
+            shared = tuple(axis for axis in experts if axis in batch)
             run = jax.shard_map(
-                functools.partial(run, tensor=tensor),
+                functools.partial(run, experts=experts, shared=shared, summed=(*mlp, *experts)),
                 in_specs=(rows, rows, rows, wide, wide, narrow),
                 out_specs=rows,
                 check_vma=False,  # a block without tokens is zeros on every device, which differ on none
             )
         return run(x_ND, weights_NJ, experts_NJ, self.gate[...], self.up[...], self.down[...])
 
-    def _rows(self, mesh, num_rows: int):
-        return self.rules.batch if num_rows % axis_size(mesh, self.rules.batch) == 0 else None
 
-    def _tensor(self, mesh):
-        return self.rules.mlp if self.gate.shape[-1] % axis_size(mesh, self.rules.mlp) == 0 else None
+def _fitting(mesh, axes: MeshAxes, size: int) -> tuple[str, ...]:
+    """Return the mesh axes that split a dimension of this size; none where they do not divide it."""
+    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
+    return names if size % axis_size(mesh, names) == 0 else ()
 
 
-def mix(x_ND, weights_NJ, experts_NJ, gate_EDF, up_EDF, down_EFD, *, activation, tensor=None) -> jax.Array:
+def mix(
+    x_ND, weights_NJ, experts_NJ, gate_EDF, up_EDF, down_EFD, *, activation, experts=(), shared=(), summed=()
+) -> jax.Array:
     """Return each row's weighted sum over its chosen experts, (N, D).
 
-    With `tensor`, the mesh axis that splits F, partial sums are added up over it.
+    Within a `shard_map`, `experts` are the mesh axes that split E, `shared` those of them that split the rows as well,
+    and `summed` all over which sums are partial. Each device then reads the rows of all that `shared` joins, computes
+    what its own experts have to add, and gets the sums of its own rows back; no token is dropped, however uneven they
+    are.
     """
+    if shared:
+        x_ND, weights_NJ, experts_NJ = (
+            jax.lax.all_gather(each, shared, tiled=True) for each in (x_ND, weights_NJ, experts_NJ)
+        )
     (N, D), (_, J), E = x_ND.shape, experts_NJ.shape, gate_EDF.shape[0]
-    block = min(LARGEST_BLOCK, max(8, 1 << (math.ceil(N * J / E) - 1).bit_length()))
+    everybody = E  # experts
+    if experts:
+        everybody *= jax.lax.axis_size(experts)
+        own_NJ = experts_NJ - E * jax.lax.axis_index(experts)
+        experts_NJ = jnp.where((own_NJ >= 0) & (own_NJ < E), own_NJ, E)
+    block = min(LARGEST_BLOCK, max(8, 1 << (math.ceil(N * J / everybody) - 1).bit_length()))
     places_M, blocks_E = _grouped(experts_NJ.reshape(-1), E, block)
     rows_M = jnp.where(places_M < N * J, places_M // J, N)  # the row behind the last is zero
     x_QMD = jnp.pad(x_ND, ((0, 1), (0, 0)))[rows_M].reshape(-1, block, D)
@@ -80,14 +100,16 @@ def mix(x_ND, weights_NJ, experts_NJ, gate_EDF, up_EDF, down_EFD, *, activation,
     weights_M = jnp.pad(weights_NJ.reshape(-1), (0, 1))[jnp.minimum(places_M, N * J)]
     out_MD *= weights_M[:, None].astype(out_MD.dtype)
     out_ND = jnp.zeros((N + 1, D), x_ND.dtype).at[rows_M].add(out_MD)[:N]
-    return out_ND if tensor is None else jax.lax.psum(out_ND, tensor)
+    rest = tuple(axis for axis in summed if axis not in shared)
+    out_ND = jax.lax.psum(out_ND, rest) if rest else out_ND
+    return jax.lax.psum_scatter(out_ND, shared, tiled=True) if shared else out_ND
 
 
 def _grouped(experts_A: jax.Array, num_experts: int, block: int) -> tuple[jax.Array, jax.Array]:
     """Lay assignments out in blocks of one expert each.
 
     Returns the assignment (its place in experts_A) in every place of every block, len(experts_A) where there is none,
-    and how many blocks each expert has; they come in the order of experts.
+    and how many blocks each expert has; they come in the order of experts. Expert `num_experts` is somebody else's.
     """
     A = experts_A.shape[0]
     num_blocks = min(A // block + num_experts, A)

@@ -8,6 +8,7 @@ import yaml
 from fiat_jax.prompts.exemplars import Exemplar, RowsById
 from fiat_jax.prompts.instructions import Instructions, load_instructions
 from fiat_jax.prompts.schema import read_yaml
+from fiat_jax.remote import fetched
 
 
 def inlined(path: str | Path, rows_by_id: RowsById) -> str:
@@ -18,7 +19,7 @@ def inlined(path: str | Path, rows_by_id: RowsById) -> str:
     Raises:
         UserError: an id that no row has.
     """
-    text, side = Path(path).read_text("utf-8"), load_instructions(path).reasoning_side
+    text, side = fetched(path).read_text("utf-8"), load_instructions(path).reasoning_side
     if side is None or side.exemplars.resolved:
         return text
     instructions = load_instructions(path, rows_by_id)

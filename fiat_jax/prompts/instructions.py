@@ -14,6 +14,7 @@ from fiat_jax.prompts.extract import Reasoning
 from fiat_jax.prompts.fields import Row, field_text, label_text
 from fiat_jax.prompts.schema import read_yaml
 from fiat_jax.prompts.sides import AnswerSide, ReasoningSide, read_answer, read_fields, read_labels, read_reasoning
+from fiat_jax.remote import fetched
 
 VERSION = 1
 
@@ -129,7 +130,7 @@ def load_instructions(path: str | Path, rows_by_id: RowsById | None = None) -> I
     """
     source = str(path)
     try:
-        text = Path(path).read_text("utf-8")
+        text = fetched(path).read_text("utf-8")
     except FileNotFoundError:
         raise UserError(f"there is no instruction file {source}; `fiat init DATA.jsonl` drafts one") from None
     except UnicodeDecodeError as error:

@@ -14,6 +14,7 @@ import tokenizers
 from fiat_jax.errors import UserError
 from fiat_jax.prompts.chat import read_template
 from fiat_jax.prompts.sentencepiece import read_sentencepiece
+from fiat_jax.remote import fetched
 
 SPACES = "▁Ġ "  # how vocabularies spell a space
 # these split at white space before any prefix is added
@@ -90,7 +91,7 @@ class Tokenizer:
     @classmethod
     def from_directory(cls, path: str | Path) -> "Tokenizer":
         """Read tokenizer.json or a SentencePiece file, and what other files say of its tokens."""
-        root = Path(path)
+        root = fetched(path)
         config = {**_read_json(root / "special_tokens_map.json"), **_read_json(root / "tokenizer_config.json")}
         if (root / "tokenizer.json").is_file():
             spec = _read_json(root / "tokenizer.json")

@@ -20,7 +20,8 @@ from fiat_jax.prompts.detokenize import TextStream
 from fiat_jax.prompts.render import ReasoningPrompt
 from fiat_jax.prompts.tokenizer import Tokenizer
 from fiat_jax.reasoning.backend import Completion, Refused
-from fiat_jax.sharding import MeshConfig, axis_size
+from fiat_jax.remote import is_remote
+from fiat_jax.sharding import DECODE, MeshConfig, axis_size
 
 logger = logging.getLogger(__name__)
 SHORTEST_PREFIX = 16  # tokens: shorter ones are read with each request
@@ -80,7 +81,12 @@ class NativeBackend:
 
     def about(self) -> dict[str, Any]:
         """Return where the weights are."""
-        return {"kind": "native", "path": str(Path(self._native.path).resolve()), "dtype": self._native.dtype}
+        path = self._native.path
+        return {
+            "kind": "native",
+            "path": path if is_remote(path) else str(Path(path).resolve()),
+            "dtype": self._native.dtype,
+        }
 
     def expect(self, prompts: Sequence[ReasoningPrompt]) -> None:
         """Choose the engine's shapes for the prompts that will come.
@@ -99,7 +105,7 @@ class NativeBackend:
                 f"I_β has {prefix} tokens and the longest row with its answer {own}; {self._native.path} reads "
                 f"{limit}: use fewer exemplars, or lower decoding.max_tokens in the instruction file"
             )
-        ways = axis_size(self._mesh_config.build(), ("data", "fsdp"))
+        ways = axis_size(self._mesh_config.build(), DECODE.batch)
         self._shapes = EngineConfig(
             slots=self._native.slots,
             slot_length=own,
@@ -151,9 +157,8 @@ class NativeBackend:
         if self.worker is None:
             if self._shapes is None:
                 self.expect([prompt])
-            model = load_model(
-                ModelConfig(self._native.path, self._native.dtype), self._mesh_config.build(), tuned=False
-            )
+            weights, mesh = ModelConfig(self._native.path, self._native.dtype), self._mesh_config.build()
+            model = load_model(weights, mesh, tuned=False, rules=DECODE)
             self.worker = Worker(Engine(model, self._tokenizer.eos_id, self._shapes))
         return self.worker
 

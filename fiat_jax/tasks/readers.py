@@ -5,12 +5,12 @@ import importlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
-
-from etils import epath
 
 from fiat_jax.errors import UserError
 from fiat_jax.prompts.fields import SourceRow
+from fiat_jax.remote import fetched
 
 LONGEST_CELL = 2**31 - 1  # csv refuses cells of more than 128 KiB unless told
 
@@ -37,8 +37,13 @@ def read_source(source: str) -> Iterator[SourceRow]:
         raise UserError(f"{source} holds no rows")
 
 
+def file_of(source: str) -> Path | None:
+    """Return the local file of a source, fetched if it is in an object store; None where a library has the rows."""
+    return None if source.partition("://")[0] in LIBRARIES else fetched(source)
+
+
 def _read_file(source: str) -> Iterator[SourceRow]:
-    path = epath.Path(source)
+    path = fetched(source)
     if path.suffix not in PARSERS:
         known = ", ".join([*PARSERS, *(f"{scheme}://" for scheme in LIBRARIES)])
         raise UserError(f"{source}: cannot tell how to read it from its name; known are {known}")
@@ -112,7 +117,7 @@ def _read_hugging_face(name: str, source: str) -> Iterator[SourceRow]:
     name, _, split = name.rpartition("/")
     name, _, config = name.partition(":")
     try:
-        if epath.Path(name).is_dir():
+        if Path(name).is_dir():
             data: Any = datasets.load_from_disk(name)
             data = data[split] if isinstance(data, datasets.DatasetDict) else data
         else:
@@ -129,7 +134,7 @@ def _read_tfds(name: str, source: str) -> Iterator[SourceRow]:
     name, _, split = name.rpartition("/")
     data: Any
     try:
-        if epath.Path(name).is_dir():
+        if Path(name).is_dir():
             builder: Any = tfds.builder_from_directory(name)
             data = builder.as_data_source(split)
         else:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fiat_jax.checkpoint import Checkpoints
+from fiat_jax import remote
+from fiat_jax.checkpoint import open_checkpoints
 from fiat_jax.distributed import any_process, check_shared, from_main, is_main
 from fiat_jax.errors import Interrupted, UserError
 from fiat_jax.models.model import Model
@@ -118,7 +119,8 @@ def train(
     epochs = config.epochs_of(batches.num_steps(1))
     num_steps = batches.num_steps(epochs)
     evaluate_at = _evaluation_steps(batches, config.evaluate_every, epochs)
-    check_shared(Path(workdir))
+    if remote.url_of(workdir) is None:
+        check_shared(Path(workdir))
     known = {**(facts or {}), "Train": repr(config), "the base model": model.fingerprint}
     run = _Run(model, config, num_steps, Path(workdir), known)
     step, history = run.restore(History(select))
@@ -188,9 +190,9 @@ class _Run:
 
     def __init__(self, model: Model, config: TrainConfig, num_steps: int, workdir: Path, facts: Mapping[str, Any]):
         self.workdir, self._facts = workdir, dict(facts)
-        self._latest = Checkpoints(workdir / "checkpoints" / "latest")
+        self._latest = open_checkpoints(workdir / "checkpoints" / "latest")
         # two: a kill may come after a better one is saved, and before the history that calls it so
-        self._best = Checkpoints(workdir / "checkpoints" / "best", keep=2)
+        self._best = open_checkpoints(workdir / "checkpoints" / "best", keep=2)
         self._saved = -1
         self._batch_sharding = NamedSharding(model.mesh, PartitionSpec(model.build.rules.batch))
         optimizer = config.optimizer.build(num_steps)
@@ -232,6 +234,7 @@ class _Run:
         self._best.wait()  # the best of this history must be there before it is called so
         evaluations = [[e.step, dict(e.metrics)] for e in history.evaluations]
         self._latest.save(step, self.state, {"run": self._facts, "evaluations": evaluations})
+        remote.push(self.workdir)  # the log of the steps until here
 
     def save_best(self, step: int) -> None:
         """Save what was evaluated, alone."""

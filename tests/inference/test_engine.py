@@ -1,6 +1,8 @@
 """The engine: what a sequence becomes depends on its own text, seed and sample, and on nothing else."""
 
 import dataclasses
+import math
+import re
 
 import jax
 import numpy as np
@@ -13,13 +15,14 @@ from fiat_jax.errors import UserError
 from fiat_jax.inference import memory
 from fiat_jax.inference.config import EngineConfig
 from fiat_jax.inference.engine import Engine
+from fiat_jax.inference.programs import compile_programs
 from fiat_jax.inference.requests import Request
 from fiat_jax.models.config import EncoderDecoderConfig, Reach
 from fiat_jax.models.lora import LoraConfig
-from fiat_jax.models.model import random_model
+from fiat_jax.models.model import abstract_model, random_model
 from fiat_jax.models.rope import Rope
 from fiat_jax.models.stack import next_logits
-from fiat_jax.sharding import MeshConfig
+from fiat_jax.sharding import DECODE, TRAIN, MeshConfig
 
 WINDOWED = dataclasses.replace(
     TINY,
@@ -98,9 +101,9 @@ def test_with_a_declared_prefix_the_text_is_that_of_prompts_that_begin_with_it(c
 
 
 @pytest.mark.parametrize("config", [READER, EXPERTS, LONG_ROPED], ids=["encoder-decoder", "experts", "dynamic rope"])
-@pytest.mark.parametrize("mesh", [MeshConfig(1, 1, 1), MeshConfig(2, 2, 2)], ids=["one device", "eight"])
+@pytest.mark.parametrize("mesh", [MeshConfig(1, 1, 1), MeshConfig(1, 2, 2, expert=2)], ids=["one device", "eight"])
 def test_every_kind_of_model_answers_alike_in_any_company(config, mesh, prompts):
-    model = model_of(config, mesh.build(jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]))
+    model = model_of(config, mesh.build(jax.devices()[: 8 if mesh.fsdp > 1 else 1]), rules=DECODE)
     requests = [*asked(prompts, 9), *asked(prompts[:4], 5, temperature=1.0, seed=5, samples=2)]
     together = Engine(model, NO_END, dataclasses.replace(CONFIG, prefill_rows=4)).generate(requests)
     other = dataclasses.replace(CONFIG, slots=8, block=3, prefill_rows=4, order="arrival")
@@ -273,11 +276,26 @@ def test_a_deadline_gives_a_request_up(engine, prompts):
     assert (one.finish_reason, one.tokens) == ("deadline", [])
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(2, 2, 2), MeshConfig(1, 1, 8)])
-def test_every_mesh_gives_the_same_text(mesh, shared, prompts, prefix):
+@pytest.mark.parametrize(
+    ("mesh", "rules"),
+    [(MeshConfig(2, 2, 2), TRAIN), (MeshConfig(1, 1, 8), TRAIN), (MeshConfig(2, 2, 2), DECODE)],
+)
+def test_every_mesh_gives_the_same_text(mesh, rules, shared, prompts, prefix):
     expected = texts(shared.generate(asked(prompts, 8, prefix=shared.add_prefix(prefix))))
-    split = Engine(model_of(TINY, mesh.build()), NO_END, dataclasses.replace(SHARED, slots=8))
+    split = Engine(model_of(TINY, mesh.build(), rules=rules), NO_END, dataclasses.replace(SHARED, slots=8))
     assert texts(split.generate(asked(prompts, 8, prefix=split.add_prefix(prefix)))) == expected
+
+
+def test_no_weight_is_gathered_to_decode():
+    """Under the rules of training each step would read its weights from the other devices."""
+    moved = {}
+    for name, rules in (("TRAIN", TRAIN), ("DECODE", DECODE)):
+        model = abstract_model(TINY, MeshConfig(1, 4, 2).build(), tuned=False, rules=rules)
+        text = compile_programs(model, NO_END, dataclasses.replace(CONFIG, slots=8)).decode.as_text()
+        shapes = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)
+        moved[name] = max((math.prod(map(int, shape.split(","))) for shape in shapes), default=0)
+    smallest = TINY.width * TINY.head_dim * TINY.num_kv_heads  # the weights of a layer's keys
+    assert moved["DECODE"] < smallest <= moved["TRAIN"]
 
 
 def test_adapters_are_applied_and_others_may_take_their_place(one_device, prompts):

@@ -18,6 +18,8 @@ from fiat_jax.models.model import ModelConfig, load_model, logits, their_tensors
 from fiat_jax.models.tensors import Tensor
 from fiat_jax.sharding import MeshConfig
 
+FSDP = ("fsdp", "expert")
+
 
 @pytest.fixture
 def copy(checkpoint, tmp_path):
@@ -52,10 +54,10 @@ def arrays(model):
 def test_loaded_arrays_lie_on_the_mesh_as_the_rules_say(checkpoint, eight_devices):
     loaded = arrays(load_model(ModelConfig(str(checkpoint)), eight_devices))
     layouts = {name: array.sharding.spec for name, array in loaded.items()}
-    assert layouts["embed.w"] == P("tensor", "fsdp")
-    assert layouts["blocks.q.w"] == P(None, "fsdp", "tensor", None, None)
-    assert layouts["blocks.o.w"] == P(None, "tensor", None, None, "fsdp")
-    assert layouts["blocks.down.w"] == P(None, "tensor", "fsdp")
+    assert layouts["embed.w"] == P("tensor", FSDP)
+    assert layouts["blocks.q.w"] == P(None, FSDP, "tensor", None, None)
+    assert layouts["blocks.o.w"] == P(None, "tensor", None, None, FSDP)
+    assert layouts["blocks.down.w"] == P(None, "tensor", FSDP)
     assert layouts["blocks.norm_mlp.gain"] == P(None, None)
     for name in ("embed.w", "blocks.q.w", "blocks.o.w", "blocks.down.w"):
         assert {shard.data.size for shard in loaded[name].addressable_shards} == {loaded[name].size // 4}

@@ -20,13 +20,16 @@ from fiat_jax.models.peft import save_adapter
 from fiat_jax.sharding import MeshConfig
 
 SLICES = "2 slices of 2x2"
+EXPERTS = "2x2x2 of expert, fsdp and tensor"
 MESHES = {
     "2x4": MeshConfig(2, 4, 1),
     "4x2": MeshConfig(4, 2, 1),
     "8x1": MeshConfig(8, 1, 1),
     "2x2x2": MeshConfig(2, 2, 2),
     SLICES: MeshConfig(4, 2, 1, slices=2),
+    EXPERTS: MeshConfig(1, 2, 2, expert=2),
 }
+PLAIN = [mesh for mesh in MESHES if mesh not in (SLICES, EXPERTS)]
 LORA = LoraConfig(rank=4, alpha=8.0)
 DECODER = DecoderConfig(
     vocab_size=48,
@@ -71,7 +74,7 @@ TUNINGS = {"LoRA": LORA, "all weights": None}
 
 def model_on(kind: Kind, mesh: MeshConfig, lora: LoraConfig | None) -> Model:
     """A random model whose adapters do something."""
-    built = mesh.build(jax.devices()[: abs(mesh.data * mesh.fsdp * mesh.tensor)])
+    built = mesh.build(jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor * mesh.expert])
     model = random_model(kind.config, built, lora=lora, family=FAMILIES[kind.architecture])
     if lora is not None:
         rng = np.random.default_rng(3)
@@ -104,9 +107,7 @@ def on_one_device():
     return functools.cache(lambda kind, lora: measured(KINDS[kind], MeshConfig(1, 1, 1), TUNINGS[lora]))
 
 
-@pytest.mark.parametrize(
-    ("lora", "mesh"), [*(("LoRA", mesh) for mesh in MESHES if mesh != SLICES), ("all weights", "2x2x2")]
-)
+@pytest.mark.parametrize(("lora", "mesh"), [*(("LoRA", mesh) for mesh in PLAIN), ("all weights", "2x2x2")])
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_are_those_of_one_device(kind, lora, mesh, on_one_device):
     same_as_on_one_device(kind, lora, mesh, on_one_device)
@@ -114,6 +115,11 @@ def test_loss_and_gradients_are_those_of_one_device(kind, lora, mesh, on_one_dev
 
 def test_so_are_those_of_slices_that_a_slow_network_joins(on_one_device):
     same_as_on_one_device("decoder", "LoRA", SLICES, on_one_device)
+
+
+@pytest.mark.parametrize("lora", TUNINGS)
+def test_so_are_those_of_experts_on_devices_of_their_own(lora, on_one_device):
+    same_as_on_one_device("experts", lora, EXPERTS, on_one_device)
 
 
 def same_as_on_one_device(kind, lora, mesh, on_one_device):

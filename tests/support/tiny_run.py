@@ -1,6 +1,7 @@
 """A training run of seconds on generated examples: for tests, and as a program for what takes processes of its own."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import signal
@@ -18,6 +19,7 @@ from fiat_jax.errors import Interrupted
 from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import Model, random_model
+from fiat_jax.remote import doubled, is_remote
 from fiat_jax.sharding import MeshConfig
 from fiat_jax.training.config import TrainConfig
 from fiat_jax.training.loop import train
@@ -102,7 +104,7 @@ def likelihood(model: Model, at_evaluation=lambda: None):
 def main() -> int:
     """Train in a workdir, ending with a signal to itself at a step or evaluation; print the best evaluation."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("workdir", type=Path)
+    parser.add_argument("workdir", help="a directory, or one in an object store")
     parser.add_argument("--kill_at", type=int, default=-1, help="SIGKILL before this step")
     parser.add_argument("--kill_evaluation", type=int, default=-1, help="SIGKILL in this evaluation of the process")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds before every step")
@@ -115,12 +117,13 @@ def main() -> int:
             os.kill(os.getpid(), signal.SIGKILL)
 
     mesh = MeshConfig()
-    with jax.set_mesh(mesh.build()):
+    where = doubled(args.workdir) if is_remote(args.workdir) else contextlib.nullcontext(Path(args.workdir))
+    with where as workdir, jax.set_mesh(mesh.build()):
         model = tiny_model(mesh)
         evaluate = likelihood(model, lambda: die_if(next(evaluations) == args.kill_evaluation))
         batches = tiny_batches(at_step=lambda step: die_if(step == args.kill_at) or time.sleep(args.pause))
         try:
-            done = train(model, batches, CONFIG, args.workdir, evaluate=evaluate, select="likelihood")
+            done = train(model, batches, CONFIG, workdir, evaluate=evaluate, select="likelihood")
         except Interrupted:
             return 75
     print("best", done.history.best)

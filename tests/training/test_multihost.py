@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -99,3 +100,16 @@ def test_a_directory_that_hosts_do_not_share_is_noticed_by_all_at_the_start(tmp_
     for text in told:
         assert "not one directory to all hosts: process 1 does not see" in text
     assert not losses(tmp_path / "here")
+
+
+def test_where_two_that_trained_into_an_object_store_were_killed_one_goes_on(tmp_path, spawn, alone, bucket):
+    pair = start(spawn, f"{bucket}/tiny", arguments=("--kill_at", 12))
+    for process in pair:
+        process.communicate()
+    assert all(process.returncode for process in pair)
+    stored = fsspec.filesystem("s3", skip_instance_cache=True)
+    stored.get_file(f"{bucket}/tiny/train_log.jsonl", str(tmp_path / "then" / "train_log.jsonl"))
+    assert 0 < len(losses(tmp_path / "then")) < len(alone)
+    finish([spawn(f"{bucket}/tiny", devices=8)], 0)
+    stored.get_file(f"{bucket}/tiny/train_log.jsonl", str(tmp_path / "now" / "train_log.jsonl"))
+    np.testing.assert_allclose(losses(tmp_path / "now"), alone, atol=1e-5, rtol=0)

@@ -1,0 +1,137 @@
+"""Paths in an object store: what is fetched, what is pushed, and runs whose working directory is there."""
+
+import dataclasses
+import json
+import os
+
+import fsspec
+import pytest
+from support.world import SETTINGS
+
+from fiat_jax import remote
+from fiat_jax.errors import UserError
+from fiat_jax.remote import doubled, fetched, push, url_of
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    """An empty object store in memory, and nothing fetched before."""
+    files = fsspec.filesystem("memory")
+    monkeypatch.setenv("FIAT_FETCHED", str(tmp_path / "fetched"))
+    remote._fetched.cache_clear()
+    yield files
+    files.store.clear()
+    files.pseudo_dirs[:] = [""]
+
+
+def test_a_local_path_stays_what_it_is(tmp_path):
+    assert fetched(tmp_path / "no such file") == tmp_path / "no such file"
+
+
+def test_a_directory_is_fetched_once_and_again_when_it_has_changed(store):
+    store.pipe({"memory://bucket/model/config.json": b"{}", "memory://bucket/model/deep/weights": b"1234"})
+    first = fetched("memory://bucket/model/")
+    assert first.name == "model"
+    assert (first / "deep" / "weights").read_bytes() == b"1234"
+    (first / "deep" / "weights").write_bytes(b"mine")  # would be there no longer, were it fetched again
+    remote._fetched.cache_clear()
+    assert (fetched("memory://bucket/model") / "deep" / "weights").read_bytes() == b"mine"
+    store.pipe_file("memory://bucket/model/deep/weights", b"5678")
+    remote._fetched.cache_clear()
+    assert (fetched("memory://bucket/model") / "deep" / "weights").read_bytes() == b"5678"
+
+
+def test_a_file_is_fetched_under_its_own_name(store):
+    store.pipe_file("memory://bucket/prompts/task.yaml", b"version: 1")
+    found = fetched("memory://bucket/prompts/task.yaml")
+    assert (found.name, found.read_text()) == ("task.yaml", "version: 1")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("memory://bucket/nothing", "there is nothing"), ("nosuch://bucket/model", "nosuch://bucket/model: ")],
+)
+def test_what_cannot_be_fetched_is_named(store, url, words):
+    with pytest.raises(UserError, match=words):
+        fetched(url)
+
+
+def test_what_is_written_is_pushed_and_is_there_again(store):
+    with doubled("memory://bucket/runs/one") as first:
+        (first / "cells").mkdir()
+        (first / "cells" / "a.json").write_text("1")
+        push(first / "cells")
+        assert store.cat_file("memory://bucket/runs/one/cells/a.json") == b"1"
+        (first / "results.json").write_text("2")
+        assert url_of(first / "checkpoints") == "memory://bucket/runs/one/checkpoints"
+    assert not first.exists()
+    assert url_of(first) is None
+    with doubled("memory://bucket/runs/one") as second:
+        assert {path.name: path.read_text() for path in second.rglob("*.json")} == {"a.json": "1", "results.json": "2"}
+
+
+def test_only_what_has_changed_is_pushed_and_what_names_it_comes_after_it(store, monkeypatch):
+    stored = []
+    put = store.put_file
+    monkeypatch.setattr(
+        store, "put_file", lambda local, path: stored.append(path.rpartition("/")[2]) or put(local, path)
+    )
+    with doubled("memory://bucket/run") as local:
+        for at, name in enumerate(("z-predictions.jsonl", "a-facts.json")):
+            (local / name).write_text(name)
+            os.utime(local / name, (at, at))
+        push(local)
+        push(local)
+        (local / "log.jsonl").write_text("more")
+        (local / "cache").mkdir()
+        (local / "cache" / "tokens").write_text("made anew")
+        (local / ".half-written").write_text("x")
+    assert stored == ["z-predictions.jsonl", "a-facts.json", "log.jsonl"]
+
+
+def test_a_link_to_a_directory_is_stored_as_that_directory(store):
+    with doubled("memory://bucket/run") as local:
+        (local / "cells" / "one").mkdir(parents=True)
+        (local / "cells" / "one" / "bundle.json").write_text("{}")
+        (local / "bundle").symlink_to(local / "cells" / "one")
+    assert store.cat_file("memory://bucket/run/bundle/bundle.json") == b"{}"
+
+
+def test_a_run_whose_every_path_is_in_a_store_gives_what_a_local_one_gives(trained, bucket):
+    files = fsspec.filesystem("s3", skip_instance_cache=True)
+    for name in ("model", "weather", "reasoning_store"):
+        files.put(str(trained.root / name), f"{bucket.removeprefix('s3://')}/{name}", recursive=True)
+    for name in ("weather.yaml", "weather.gin"):
+        files.put_file(str(trained.root / name), f"{bucket}/{name}")
+    splits = {split: f"{bucket}/weather/{split}.jsonl" for split in ("train", "validation", "test")}
+    there = (
+        f"--gin.Model.path={bucket}/model",
+        f"--gin.Prompts.file={bucket}/weather.yaml",
+        f"--gin.Reasoning.store={bucket}/reasoning_store",
+        f"--gin.Task.splits={splits}",
+    )
+    away = trained.root / "away"  # where nothing lies
+    away.mkdir()
+    elsewhere = dataclasses.replace(trained, root=away)
+    elsewhere.fiat("train", f"--workdir={bucket}/run", f"--gin_file={bucket}/weather.gin", *SETTINGS, *there)
+    here, stored = (
+        json.loads((trained.root / "run/results.json").read_text()),
+        read(files, f"{bucket}/run/results.json"),
+    )
+    assert figures(stored) == figures(here)
+    elsewhere.fiat("evaluate", f"{bucket}/run", f"--data=held={splits['test']}", f"--workdir={bucket}/held")
+    trained.fiat("evaluate", "run", "--data=held=weather/test.jsonl", "--workdir=held-here")
+    here = json.loads((trained.root / "held-here/results.json").read_text())
+    assert figures(read(files, f"{bucket}/held/results.json")) == figures(here)
+    elsewhere.fiat("export", f"{bucket}/run", "--format=peft", f"--out={bucket}/adapter")
+    weights = "adapter_model.safetensors"
+    assert files.cat_file(f"{bucket}/adapter/{weights}") == (trained.root / "run/bundle/adapter" / weights).read_bytes()
+    assert not list(away.iterdir())
+
+
+def read(files, url):
+    return json.loads(files.cat_file(url))
+
+
+def figures(results):
+    return [(row["language"], row["metric"], row["value"], row["ci95"], row["n"]) for row in results["rows"]]
