@@ -251,7 +251,7 @@ def _print_next(workdir: Path, bundle: Path, page: Path, seconds: float, console
     for line in (
         f"All of it took {seconds:.0f} s. A page: {page.resolve()}; figures: {workdir}/results.json, predictions/;",
         f"settings: {workdir}/config.gin; the tuned adapter: {bundle}",
-        "Next, with your own rows and models (docs/quickstart.md):",
+        "Next, with your own rows and models (README.md):",
         "  fiat init YOUR_DATA.jsonl        # drafts a task and an instruction file",
         "  fiat reason --backend=native --gin_file=TASK.gin --gin.Native.path=LARGE_MODEL",
         "  fiat train --workdir=runs/mine --gin_file=TASK.gin --gin.Model.path=SMALL_MODEL",
