@@ -107,9 +107,11 @@ def test_where_two_that_trained_into_an_object_store_were_killed_one_goes_on(tmp
     for process in pair:
         process.communicate()
     assert all(process.returncode for process in pair)
-    stored = fsspec.filesystem("s3", skip_instance_cache=True)
-    stored.get_file(f"{bucket}/tiny/train_log.jsonl", str(tmp_path / "then" / "train_log.jsonl"))
+    log, stored = f"{bucket}/tiny/train_log.jsonl", fsspec.filesystem("s3", skip_instance_cache=True)
+    for part in ("then", "now"):
+        (tmp_path / part).mkdir()
+    stored.get_file(log, str(tmp_path / "then" / "train_log.jsonl"))
     assert 0 < len(losses(tmp_path / "then")) < len(alone)
     finish([spawn(f"{bucket}/tiny", devices=8)], 0)
-    stored.get_file(f"{bucket}/tiny/train_log.jsonl", str(tmp_path / "now" / "train_log.jsonl"))
+    stored.get_file(log, str(tmp_path / "now" / "train_log.jsonl"))
     np.testing.assert_allclose(losses(tmp_path / "now"), alone, atol=1e-5, rtol=0)
