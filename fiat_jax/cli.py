@@ -78,4 +78,5 @@ VERBS = {
     "serve": "bundle",
     "demo": "demo",
     "demo_build": "demo",
+    "doctor": "doctor",
 }
