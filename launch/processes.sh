@@ -37,8 +37,11 @@ begin() {
   fi
 }
 
+# keep: stays for as long as the launcher is there; what reads its output sees the end of it when it is killed
+keep() { while kill -0 $$ 2>/dev/null; do sleep 0.5 >/dev/null; done; }
+
 # release: end the standard input of all processes, which stops them
-release() { if [[ -n ${hold:-} ]]; then exec {hold}>&- && hold=; fi; }
+release() { kill "$keeper" 2>/dev/null || true; }
 
 # attempt COMMAND...: all processes once; `status` is 0, or that of the first that failed, where one that starting again
 # does not mend comes before those that it does
@@ -46,11 +49,13 @@ attempt() {
   local -A running=()
   local index pid code timer=0
   status=0
-  exec {hold}<>"$pipe"
+  exec {line}< <(keep)
+  keeper=$!
   for index in "${!hosts[@]}"; do
-    begin "$index" "$@" <"$pipe" {hold}>&- &
+    begin "$index" "$@" <&"$line" {line}<&- &
     running[$!]=$index
   done
+  exec {line}<&-
   while ((${#running[@]})); do
     unset pid
     code=0
@@ -68,7 +73,7 @@ attempt() {
     tail -n 5 "$logs/$index.log" >&2
     if ((status == 0)) || { restartable "$status" && ! restartable "$code"; }; then status=$code; fi
     if ((joined && timer == 0)); then
-      sleep "$FIAT_GRACE" {hold}>&- &
+      sleep "$FIAT_GRACE" &
       timer=$!
     fi
   done
@@ -80,8 +85,6 @@ attempt() {
 run_all() {
   local try
   mkdir -p "$logs"
-  pipe=$(mktemp -u) && mkfifo -m 600 "$pipe"
-  trap 'rm -f "$pipe"' EXIT
   trap 'stopped=1; release' TERM INT
   for ((try = 0; ; try++)); do
     attempt "$@"
