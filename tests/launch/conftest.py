@@ -85,7 +85,7 @@ def bench(tmp_path):
     env = {name: value for name, value in os.environ.items() if not name.startswith(("FIAT_", "SLURM_"))} | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "FIAT_COMPILATION_CACHE": os.environ["FIAT_COMPILATION_CACHE"],
@@ -98,12 +98,13 @@ def bench(tmp_path):
     for process in made.started:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            process.wait()
+        process.stdout.close()
 
 
 @pytest.fixture
 def tiny_run() -> tuple[str, ...]:
-    """The command of a run of eight devices whose processes leave their ids in pid.INDEX; slow enough to be killed."""
+    """The command of a run whose processes leave their ids in pid.INDEX; slow enough to be killed."""
     index = "${FIAT_PROCESS_ID:-$SLURM_PROCID}"
     train = f"{sys.executable} -m support.tiny_run run --pause 0.1"
     return "bash", "-c", f"echo $$ > pid.{index}; exec {train}"
