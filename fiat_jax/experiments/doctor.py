@@ -4,6 +4,7 @@ Every process makes every check, and learns what the others found without a devi
 files are broken is named by all of them, and all end with the same status.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -96,8 +97,8 @@ def _require_same(topic: str, found: Sequence[Any], hosts: Sequence[str]) -> Non
         if differ:
             sides = "; ".join(f"{name} {found[0].get(name)} and {one.get(name)}" for name in differ)
             raise UserError(
-                f"{topic}: process 0 on {hosts[0]} and process {process} on {hosts[process]} differ in {sides}; make them "
-                "the same on all hosts"
+                f"{topic}: process 0 on {hosts[0]} and process {process} on {hosts[process]} differ in {sides}; "
+                "make them the same on all hosts"
             )
 
 
@@ -113,12 +114,8 @@ def _versions() -> dict[str, str]:
 
 def _devices() -> dict[str, Any]:
     local = jax.local_devices()
-    if local[0].platform == "cpu" and not jax.config.jax_platforms:
-        if extra := _accelerator():
-            raise UserError(
-                f"this machine has a {extra.upper()} and JAX sees none; "
-                f"pip install -c requirements.lock -e '.[{extra}]', and look at what JAX says when it starts"
-            )
+    if local[0].platform == "cpu" and not jax.config.jax_platforms:  # by JAX_PLATFORMS one may mean it
+        _refuse_idle(_accelerator())
     stats = local[0].memory_stats() or {}
     return {
         "kind": f"{local[0].platform} {local[0].device_kind}",
@@ -127,6 +124,14 @@ def _devices() -> dict[str, Any]:
         "machine": len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if local[0].platform == "gpu" else 0,
         "all": jax.device_count(),
     }
+
+
+def _refuse_idle(extra: str) -> None:
+    if extra:
+        raise UserError(
+            f"this machine has a {extra.upper()} and JAX sees none; pip install -c requirements.lock -e '.[{extra}]', "
+            "and look at what JAX says when it starts"
+        )
 
 
 def _accelerator() -> str:
@@ -153,9 +158,9 @@ def _told(found: Sequence[dict[str, Any]], hosts: Sequence[str], wanted: int | N
     used: Counter[str] = Counter()
     for one, host in zip(found, hosts, strict=True):
         used[host] += one["count"]
-    idle = [f"{host} ({one['machine'] - used[host]})" for one, host in zip(found, hosts, strict=True)]
-    if any(one["machine"] > used[host] for one, host in zip(found, hosts, strict=True)):
-        text += f". GPUs that no process uses: {_few(sorted(set(idle)))}"
+    idle = {host: one["machine"] - used[host] for one, host in zip(found, hosts, strict=True)}
+    if named := [f"{host} ({many})" for host, many in idle.items() if many > 0]:
+        text += f". GPUs that no process uses: {_few(named)}"
     return text
 
 
@@ -247,12 +252,12 @@ def _read(path: str) -> str | None:
 
 
 def _remove(path: str) -> None:
-    if "://" in path:
-        files, name = _url(path)
-        if files.exists(name):
+    with contextlib.suppress(OSError):  # where it could not be written it is not there
+        if "://" in path:
+            files, name = _url(path)
             files.rm_file(name)
-    else:
-        Path(path).unlink(missing_ok=True)
+        else:
+            Path(path).unlink()
 
 
 def _url(path: str):

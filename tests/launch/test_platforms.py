@@ -1,5 +1,4 @@
-"""What cannot be rented for a test: scripts are read by shellcheck, manifests by their schemas, and commands by stand-ins
-that know the flags of the real tools."""
+"""What a test cannot rent: shellcheck reads scripts, schemas manifests, stand-ins with the real flags commands."""
 
 import json
 import re
@@ -78,7 +77,12 @@ def test_pods_of_a_run_are_as_many_as_its_processes_and_find_the_first(manifest)
 @pytest.mark.parametrize("manifest", ["kubernetes/train.yaml", "kubernetes/reason.yaml", "gke/train.yaml"])
 def test_a_mistake_fails_a_job_and_an_interruption_does_not(manifest):
     job, pod = next(pods(LAUNCH / manifest))
-    actions = {code: rule["action"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule for code in rule["onExitCodes"]["values"]}
+    actions = {
+        code: rule["action"]
+        for rule in job["podFailurePolicy"]["rules"]
+        if "onExitCodes" in rule
+        for code in rule["onExitCodes"]["values"]
+    }
     assert (actions[1], actions[EXIT_USER]) == ("FailJob", "FailJob")
     assert actions.get(EXIT_RESTARTABLE, "restarted by the set") != "FailJob"
     assert pod["restartPolicy"] == "Never", "a pod failure policy needs it"
@@ -118,12 +122,19 @@ def tool_lines(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", [page for page in PAGES if tool_lines(page)], ids=lambda page: page.parent.name)
 def test_commands_of_the_pages_are_what_the_real_tools_take(tools, page):
     lines = tool_lines(page)
-    tools.run("bash", "-euo", "pipefail", "-c", "\n".join(lines), PROJECT="p", ZONE="z", REGION="r", CLUSTER="c", IMAGE="i")
+    env = dict.fromkeys(("PROJECT", "ZONE", "REGION", "USER", "OPENAI_API_KEY", "KEY"), "x")
+    tools.run("bash", "-euo", "pipefail", "-c", "\n".join(lines), **env)
     assert len(asked(tools)) >= len(lines)
 
 
 @pytest.mark.parametrize(
-    "wrong", ["gcloud compute tpus tpu-vm ssh x --workers=all", "kubectl wait --for-ever job/x", "xpk workload create --tpu=x", "gcloud tpu"]
+    "wrong",
+    [
+        "gcloud compute tpus tpu-vm ssh x --workers=all",
+        "kubectl wait --for-ever job/x",
+        "xpk workload create --tpu=x",
+        "gcloud tpu",
+    ],
 )
 def test_the_stand_ins_refuse_what_the_real_tools_do_not_know(tools, wrong):
     assert "has no" in tools.run(*wrong.split(), status=64)
@@ -161,7 +172,10 @@ def test_a_run_on_all_hosts_quotes_its_words(tools):
     remote = line.split("--command=", 1)[1].split("| tee")[0]
     assert "FIAT_DISTRIBUTED=auto fiat train " in remote
     words = remote.split("FIAT_DISTRIBUTED=auto ")[1].replace("2>&1", "")
-    assert subprocess.run(["bash", "-c", f"printf '%s|' {words}"], capture_output=True, text=True).stdout == "fiat|train|--gin.Data.x=('a', 'b')|"
+    assert (
+        subprocess.run(["bash", "-c", f"printf '%s|' {words}"], capture_output=True, text=True).stdout
+        == "fiat|train|--gin.Data.x=('a', 'b')|"
+    )
 
 
 @pytest.mark.parametrize(("status", "runs"), [(75, 2), (69, 2), (255, 2), (2, 1)])
@@ -174,7 +188,10 @@ def test_a_run_begins_again_where_that_mends_it(tools, status, runs):
 def test_a_slice_that_was_taken_away_is_made_anew_before_the_run_goes_on(tools):
     answers = {"FIAT_DISTRIBUTED": [[1, ""], [0, ""]], STATE: [[0, "SUSPENDED"], [0, "ACTIVE"]]}
     tools.run(TPU, "run", "fiat", "train", STAND_IN_ANSWERS=json.dumps(answers), FIAT_SHARE="h:/s", FIAT_POLL="0")
-    verbs = [next(verb for verb in ("describe", "delete", "create", "scp", "ssh") if f" {verb} " in line) for line in asked(tools)]
+    verbs = [
+        next(verb for verb in ("describe", "delete", "create", "scp", "ssh") if f" {verb} " in line)
+        for line in asked(tools)
+    ]
     assert verbs == ["ssh", "describe", "delete", "create", "describe", "scp", "ssh", "ssh"]
 
 

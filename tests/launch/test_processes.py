@@ -32,7 +32,14 @@ def launcher(request, bench):
 
 
 def test_each_process_is_told_who_it_is_and_words_arrive_as_they_were(bench, launcher):
-    bench.run(*launcher, "bash", "-c", 'echo "$FIAT_PROCESS_ID/$FIAT_NUM_PROCESSES" at $FIAT_COORDINATOR: "$1"', "-", "a  'b' $c")
+    bench.run(
+        *launcher,
+        "bash",
+        "-c",
+        'echo "$FIAT_PROCESS_ID/$FIAT_NUM_PROCESSES" at $FIAT_COORDINATOR: "$1"',
+        "-",
+        "a  'b' $c",
+    )
     where = "one.example" if launcher[0] == SSH else "127.0.0.1"
     for process in range(2):
         assert bench.log(process) == f"{process}/2 at {where}:{bench.env['FIAT_PORT']}: a  'b' $c\n"
@@ -41,7 +48,14 @@ def test_each_process_is_told_who_it_is_and_words_arrive_as_they_were(bench, lau
 
 
 def test_shards_are_told_their_part_and_nobody_to_join(bench, launcher):
-    bench.run(launcher[0], "--shards", *launcher[1:], "bash", "-c", 'echo "$FIAT_PROCESS_ID/$FIAT_NUM_PROCESSES${FIAT_COORDINATOR-}"')
+    bench.run(
+        launcher[0],
+        "--shards",
+        *launcher[1:],
+        "bash",
+        "-c",
+        'echo "$FIAT_PROCESS_ID/$FIAT_NUM_PROCESSES${FIAT_COORDINATOR-}"',
+    )
     assert [bench.log(process) for process in range(2)] == ["0/2\n", "1/2\n"]
 
 
@@ -53,7 +67,9 @@ def test_what_starting_again_mends_is_started_again_so_many_times(bench, launche
 
 
 def test_a_mistake_is_not_tried_again_whoever_else_fails_first(bench, launcher):
-    told = bench.run(*launcher, "bash", "-c", "sleep 0.3$((1 - FIAT_PROCESS_ID)); exit $((2 + 73 * FIAT_PROCESS_ID))", status=2)
+    told = bench.run(
+        *launcher, "bash", "-c", "sleep 0.3$((1 - FIAT_PROCESS_ID)); exit $((2 + 73 * FIAT_PROCESS_ID))", status=2
+    )
     assert "begin again" not in told
 
 
@@ -64,7 +80,9 @@ def test_who_does_not_end_after_another_failed_is_stopped(bench, launcher):
 
 
 def test_processes_are_asked_to_save_when_their_launcher_is_killed(bench, launcher):
-    saving = "trap 'touch saved.$FIAT_PROCESS_ID; exit 75' TERM; touch began.$FIAT_PROCESS_ID; while sleep 0.1; do :; done"
+    saving = (
+        "trap 'touch saved.$FIAT_PROCESS_ID; exit 75' TERM; touch began.$FIAT_PROCESS_ID; while sleep 0.1; do :; done"
+    )
     process = bench.start(*launcher, "bash", "-c", saving)
     await_files(bench, "began.0", "began.1")
     process.kill()
@@ -144,14 +162,22 @@ def sshd(bench, tmp_path):
     if os.getuid() == 0:
         os.makedirs("/run/sshd", exist_ok=True)
     process = bench.start(*command)
-    options = f"-F none -p {port} -i {home / 'user'} -o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no -o LogLevel=ERROR"
-    bench.env["FIAT_SSH"] = f"ssh {options}"
+    options = f"-F none -p {port} -i {home / 'user'} -o LogLevel=ERROR"
+    bench.env["FIAT_SSH"] = f"ssh {options} -o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no"
     until = time.monotonic() + 20
     while subprocess.run([*bench.env["FIAT_SSH"].split(), "localhost", "true"], capture_output=True).returncode:
-        assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
         time.sleep(0.2)
     (bench.root / "hosts").write_text("127.0.0.1\nlocalhost\n")
-    names = ("PATH", "PYTHONPATH", "XLA_FLAGS", "JAX_PLATFORMS", "JAX_DISABLE_MOST_OPTIMIZATIONS", "FIAT_COMPILATION_CACHE")
+    names = (
+        "PATH",
+        "PYTHONPATH",
+        "XLA_FLAGS",
+        "JAX_PLATFORMS",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS",
+        "FIAT_COMPILATION_CACHE",
+    )
     bench.env["FIAT_SETUP"] = "export " + " ".join(f"{name}='{bench.env[name]}'" for name in names)
     return bench
 

@@ -51,7 +51,10 @@ def slurm(bench):
     root = bench.root / "slurm"
     for name in ("state", "spool"):
         (root / name).mkdir(parents=True)
-    user, host = subprocess.run(["id", "-un"], capture_output=True, text=True).stdout.strip(), socket.gethostname().split(".")[0]
+    user, host = (
+        subprocess.run(["id", "-un"], capture_output=True, text=True).stdout.strip(),
+        socket.gethostname().split(".")[0],
+    )
     (root / "slurm.conf").write_text(CONF.format(host=host, user=user, root=root, ctld=free_port(), d=free_port()))
     bench.env["SLURM_CONF"] = str(root / "slurm.conf")
     for name in ("slurmctld", "slurmd"):
@@ -101,11 +104,11 @@ def test_a_killed_task_of_two_ends_the_job_which_is_requeued_and_goes_on(slurm, 
 
 def quick(bench, text: str) -> None:
     """Put a `fiat` that answers its doctor at once in the place of the real one."""
-    (bench.root / "bin" / "fiat").write_text(f'#!/bin/bash\nif [[ $1 == doctor ]]; then exit; fi\n{text}\n')
+    (bench.root / "bin" / "fiat").write_text(f"#!/bin/bash\nif [[ $1 == doctor ]]; then exit; fi\n{text}\n")
 
 
 def test_75_is_requeued_and_a_mistake_is_not(slurm):
-    quick(slurm, 'if [[ $1 == mistake ]]; then exit 2; fi; exit $((${SLURM_RESTART_COUNT:-0} ? 0 : 75 * SLURM_PROCID))')
+    quick(slurm, "if [[ $1 == mistake ]]; then exit 2; fi; exit $((${SLURM_RESTART_COUNT:-0} ? 0 : 75 * SLURM_PROCID))")
     mistaken = submit(slurm, "--ntasks=2", LAUNCH / "slurm" / "job.sbatch", "fiat", "mistake")
     stopped = submit(slurm, "--ntasks=2", LAUNCH / "slurm" / "job.sbatch", "fiat", "train")
     finish(slurm, mistaken)
@@ -115,7 +118,10 @@ def test_75_is_requeued_and_a_mistake_is_not(slurm):
 
 
 def test_tasks_are_told_of_the_end_of_their_time_before_it(slurm):
-    quick(slurm, "trap 'echo told; exit 75' TERM; if ((${SLURM_RESTART_COUNT:-0})); then exit; fi; while sleep 0.2; do :; done")
+    quick(
+        slurm,
+        "trap 'echo told; exit 75' TERM; if ((${SLURM_RESTART_COUNT:-0})); then exit; fi; while sleep 0.2; do :; done",
+    )
     job = submit(slurm, "--ntasks=1", "--time=1", "--signal=TERM@55", LAUNCH / "slurm" / "job.sbatch", "fiat", "train")
     finish(slurm, job)
     assert "told" in (slurm.root / f"fiat-{job}.log").read_text()
@@ -127,7 +133,9 @@ def test_an_array_does_the_shards(slurm):
     job = submit(slurm, "--array=0-1", LAUNCH / "slurm" / "shards.sbatch", "fiat", "reason", "--backend=openai")
     finish(slurm, job)
     for shard in range(2):
-        assert f"reason --backend=openai --shard={shard}/2" in (slurm.root / f"fiat-shard-{job}-{shard}.log").read_text()
+        assert (
+            f"reason --backend=openai --shard={shard}/2" in (slurm.root / f"fiat-shard-{job}-{shard}.log").read_text()
+        )
 
 
 def test_a_cancelled_job_stays_so(slurm):
