@@ -8,7 +8,7 @@ trap 'kill -TERM "$process" 2>/dev/null' TERM HUP
 {
   cat <&3
   kill -TERM "$process"
-  sleep "${FIAT_GRACE:-90}"
+  for ((second = 0; second < ${FIAT_GRACE:-90}; second++)); do sleep 1 && kill -0 "$process" || exit; done
   kill -KILL "$process"
 } >/dev/null 2>&1 &
 watcher=$!

@@ -64,7 +64,7 @@ def examine(storages: Sequence[str], num_devices: int | None, console: Console) 
         watch.reached(0)  # from here on who hangs is named
         say("collectives", _all("collectives", _collectives, hosts)[0])
         watch.rest()
-        for number, storage in enumerate(storages):
+        for number, storage in enumerate(storages, 1):
             say("storage", f"{storage}: {_storage(storage, f'storage {number}', hosts)}")
     say("", "nothing is wrong")
 
