@@ -54,13 +54,19 @@ setup() {
 
 # run COMMAND...: one process a host, in /mnt/fiat; each host's output also goes to /mnt/fiat/logs/HOST.log
 run() {
-  local command try status
+  local command try status session
   command="set -o pipefail; source fiat/.venv/bin/activate && cd /mnt/fiat &&
     { FIAT_DISTRIBUTED=auto $(printf '%q ' "$@")2>&1 | tee -a logs/\$(hostname).log; }"
   trap 'stopped=1; stop' TERM INT
   for ((try = 0; ; try++)); do
-    status=0
-    on_all "$command" || status=$?
+    on_all "$command" &
+    session=$!
+    # a signal to this script ends `wait`, and not the session, which ends when the run has saved
+    until
+      status=0
+      wait "$session" || status=$?
+      ! kill -0 "$session" 2>/dev/null
+    do :; done
     if ((status == 0 || stopped || try >= restarts)); then exit "$status"; fi
     if [[ $(state) != ACTIVE ]]; then # preempted: gcloud's own status tells nothing of the run
       down

@@ -1,12 +1,13 @@
 """gcloud, kubectl or xpk (STAND_IN_NAME): refuses what the real one does not know, and notes what it was asked.
 
 flags/NAME.json lists the commands and flags of the real tool, with its version. STAND_IN_ANSWERS is JSON,
-{part of a command line: [[status, output], ...]}; each call takes the next answer, and the last one stays.
+{part of a command line: [[status, output, seconds], ...]}; each call takes the next answer, and the last one stays.
 """
 
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 NOT_KNOWN = 64
@@ -40,7 +41,8 @@ def answer(line: str) -> int:
         file.write(json.dumps(line) + "\n")
     for part, answers in json.loads(os.environ.get("STAND_IN_ANSWERS", "{}")).items():
         if part in line:
-            status, output = answers[min(sum(part in one for one in before), len(answers) - 1)]
+            status, output, *seconds = answers[min(sum(part in one for one in before), len(answers) - 1)]
+            time.sleep(*seconds or [0])
             print(output)
             return status
     return 0

@@ -2,8 +2,10 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -193,6 +195,20 @@ def test_a_slice_that_was_taken_away_is_made_anew_before_the_run_goes_on(tools):
         for line in asked(tools)
     ]
     assert verbs == ["ssh", "describe", "delete", "create", "describe", "scp", "ssh", "ssh"]
+
+
+def test_a_signal_is_handed_to_all_hosts_and_the_run_ends_as_they_do(tools):
+    answers = {"FIAT_DISTRIBUTED": [[75, "", 3]], STATE: [[0, "ACTIVE"]]}
+    process = tools.start(TPU, "run", "fiat", "train", STAND_IN_ANSWERS=json.dumps(answers))
+    while not asked(tools):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=60)[0]
+    assert process.returncode == 75, told
+    run, stop = asked(tools)
+    assert "FIAT_DISTRIBUTED" in run
+    assert "pkill -TERM" in stop
 
 
 def test_tear_down_leaves_nothing(tools):
