@@ -114,7 +114,8 @@ def _versions() -> dict[str, str]:
 
 def _devices() -> dict[str, Any]:
     local = jax.local_devices()
-    if local[0].platform == "cpu" and not jax.config.jax_platforms:  # by JAX_PLATFORMS one may mean it
+    chosen = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    if local[0].platform == "cpu" and not chosen:
         _refuse_idle(_accelerator())
     stats = local[0].memory_stats() or {}
     return {
@@ -174,7 +175,7 @@ def _collectives() -> str:
     mesh = Mesh(devices, ("all",))
     split, whole = NamedSharding(mesh, PartitionSpec("all")), NamedSharding(mesh, PartitionSpec())
     numbers = np.arange(1, count + 1, dtype=np.float32)
-    own = jax.make_array_from_callback((count, 1), split, lambda index: numbers[index[0], None])
+    own = jax.make_array_from_callback((count, 1), split, lambda index: numbers[:, None][index or ...])
     reduce = jax.jit(lambda x: jnp.sum(x, 0), out_shardings=whole)
     reduced = reduce(wide := jax.jit(lambda x: jnp.tile(x, (1, size // 4)), out_shardings=split)(own))
     gathered = jax.jit(lambda x: x[:, 0], out_shardings=whole)(own)
