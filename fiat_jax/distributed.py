@@ -30,8 +30,9 @@ def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = 
     - a step of Slurm (srun) or Open MPI (mpirun) with several tasks, or FIAT_DISTRIBUTED=auto, which is for TPU pods:
       JAX finds out from the scheduler or the TPU's metadata.
 
-    Without any of them it is a run of one process, and nothing is done. A process that dies is noticed by the others
-    after `HEARTBEAT` seconds at the latest.
+    Without any of them it is a run of one process, and nothing is done. The others are waited for five minutes, or
+    FIAT_JOIN_SECONDS, where machines are made one by one. A process that dies is noticed by the others after
+    `HEARTBEAT` seconds at the latest.
 
     Raises:
         UserError: a part is missing or no number; the processes do not find each other.
@@ -40,16 +41,23 @@ def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = 
     try:
         if given:
             count, index = _count_and_index(given, num_processes, process_id)
-            jax.distributed.initialize(
-                given, num_processes=count, process_id=index, heartbeat_timeout_seconds=HEARTBEAT
-            )
+            jax.distributed.initialize(given, num_processes=count, process_id=index, **_patience())
         elif _in_scheduled_step():
-            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+            jax.distributed.initialize(**_patience())
     except (ValueError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, UserError):
             raise
         where = f"coordinator {given}" if given else "no FIAT_COORDINATOR; JAX was to find out from the scheduler"
         raise UserError(f"this process cannot join the others of its run ({where}): {error}") from error
+
+
+def _patience() -> dict[str, int]:
+    """For how long processes are waited for: options of jax.distributed.initialize."""
+    seconds = os.environ.get("FIAT_JOIN_SECONDS", "")
+    if seconds and not seconds.isdigit():
+        raise UserError(f"FIAT_JOIN_SECONDS is {seconds!r}; it is a whole number of seconds")
+    joining = {"initialization_timeout": int(seconds)} if seconds else {}
+    return {"heartbeat_timeout_seconds": HEARTBEAT, **joining}
 
 
 def _count_and_index(coordinator: str, num_processes: int, process_id: int) -> tuple[int, int]:
