@@ -76,7 +76,7 @@ def submit(bench, *arguments: object) -> str:
     return bench.run("sbatch", "--parsable", *arguments).strip()
 
 
-def finish(bench, job: str, seconds: float = 300) -> None:
+def finish(bench, job: str, seconds: float = 500) -> None:
     """Wait until a job, or all of an array, is over."""
     until = time.monotonic() + seconds
     while squeue(bench, "squeue", "-h", "-j", job, "-o", "%T").strip():
