@@ -1,6 +1,7 @@
 """The Slurm jobs on a Slurm of one node that the tests start: no root, no munge, nothing of the machine's own."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -97,8 +98,10 @@ def test_a_killed_task_of_two_ends_the_job_which_is_requeued_and_goes_on(slurm, 
     finish(slurm, job)
     told = (slurm.root / f"fiat-{job}.log").read_text()
     assert state(slurm, job) == "COMPLETED", told
-    assert squeue(slurm, "scontrol", "show", "job", job).count("Restarts=1") == 1
-    assert told.count("right over 2 devices") == 2, "both attempts are examined first"
+    # a busy machine may lose a task once more, which is mended the same way
+    (restarts,) = re.findall(r"Restarts=(\d+)", squeue(slurm, "scontrol", "show", "job", job))
+    assert int(restarts) >= 1
+    assert told.count("right over 2 devices") == int(restarts) + 1, "every attempt is examined first"
     assert slurm.steps() == list(range(max(slurm.steps()) + 1)), told
 
 
