@@ -51,7 +51,7 @@ def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = 
         raise UserError(f"this process cannot join the others of its run ({where}): {error}") from error
 
 
-def _patience() -> dict[str, int]:
+def _patience() -> dict[str, Any]:
     """For how long processes are waited for: options of jax.distributed.initialize."""
     seconds = os.environ.get("FIAT_JOIN_SECONDS", "")
     if seconds and not seconds.isdigit():
