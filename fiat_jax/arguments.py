@@ -108,4 +108,9 @@ def make_parser() -> argparse.ArgumentParser:
     actions = demo.add_subparsers(dest="action", metavar="ACTION")
     made = verb("build", "make the demo's models anew, from nothing", actions, gin=False)
     made.add_argument("--out", type=_place, default=Path("runs/demo-models"), help="directory of the models")
+
+    doctor = verb("doctor", "check the machines of a run before it begins: devices, network, storage", gin=False)
+    places = "a directory or URL that the run writes and all its processes read; repeatable"
+    doctor.add_argument("--storage", action="append", default=[], metavar="DIR", help=places)
+    doctor.add_argument("--devices", type=int, help="how many there are to be, over all processes")
     return parser

@@ -94,4 +94,5 @@ VERBS = {
     "serve": "bundle",
     "demo": "demo",
     "demo_build": "demo",
+    "doctor": "doctor",
 }

@@ -30,8 +30,9 @@ def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = 
     - a step of Slurm (srun) or Open MPI (mpirun) with several tasks, or FIAT_DISTRIBUTED=auto, which is for TPU pods:
       JAX finds out from the scheduler or the TPU's metadata.
 
-    Without any of them it is a run of one process, and nothing is done. A process that dies is noticed by the others
-    after `HEARTBEAT` seconds at the latest.
+    Without any of them it is a run of one process, and nothing is done. The others are waited for five minutes, or
+    FIAT_JOIN_SECONDS, where machines are made one by one. A process that dies is noticed by the others after
+    `HEARTBEAT` seconds at the latest.
 
     Raises:
         UserError: a part is missing or no number; the processes do not find each other.
@@ -40,16 +41,23 @@ def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = 
     try:
         if given:
             count, index = _count_and_index(given, num_processes, process_id)
-            jax.distributed.initialize(
-                given, num_processes=count, process_id=index, heartbeat_timeout_seconds=HEARTBEAT
-            )
+            jax.distributed.initialize(given, num_processes=count, process_id=index, **_patience())
         elif _in_scheduled_step():
-            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+            jax.distributed.initialize(**_patience())
     except (ValueError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, UserError):
             raise
         where = f"coordinator {given}" if given else "no FIAT_COORDINATOR; JAX was to find out from the scheduler"
         raise UserError(f"this process cannot join the others of its run ({where}): {error}") from error
+
+
+def _patience() -> dict[str, Any]:
+    """For how long processes are waited for: options of jax.distributed.initialize."""
+    seconds = os.environ.get("FIAT_JOIN_SECONDS", "")
+    if seconds and not seconds.isdigit():
+        raise UserError(f"FIAT_JOIN_SECONDS is {seconds!r}; it is a whole number of seconds")
+    joining = {"initialization_timeout": int(seconds)} if seconds else {}
+    return {"heartbeat_timeout_seconds": HEARTBEAT, **joining}
 
 
 def _count_and_index(coordinator: str, num_processes: int, process_id: int) -> tuple[int, int]:
@@ -115,6 +123,36 @@ def _as_connection_error() -> Iterator[None]:
         yield
     except jax.errors.JaxRuntimeError as error:
         raise ConnectionError(str(error)) from error
+
+
+def place() -> tuple[int, int]:
+    """Return which process this is and of how many; unlike JAX's own functions it asks for no device."""
+    from jax._src.distributed import global_state
+
+    return global_state.process_id or 0, global_state.num_processes or 1
+
+
+def told_by_all(topic: str, word: str, seconds: float = 60.0) -> list[str]:
+    """Return what each process says on a topic, in their order; no device takes part, and none need be sound.
+
+    Every process says a word, and of a topic once.
+
+    Raises:
+        UserError: naming the process that said nothing for so long.
+    """
+    from jax._src.distributed import global_state
+
+    client, (index, count) = global_state.client, place()
+    if client is None:
+        return [word]
+    key, told = f"fiat/told/{topic}", []
+    client.key_value_set(f"{key}/{index}", word)
+    for process in range(count):
+        try:
+            told.append(client.blocking_key_value_get(f"{key}/{process}", int(seconds * 1000)))
+        except jax.errors.JaxRuntimeError as error:
+            raise UserError(f"process {process} of {count} said nothing of its {topic}: {error}") from error
+    return told
 
 
 def is_main() -> bool:

@@ -7,7 +7,7 @@ from fiat_jax.distributed import HEARTBEAT, initialize
 from fiat_jax.errors import UserError
 
 NAMES = ("FIAT_COORDINATOR", "FIAT_NUM_PROCESSES", "FIAT_PROCESS_ID", "FIAT_DISTRIBUTED", "JOB_COMPLETION_INDEX")
-NAMES += ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+NAMES += ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "FIAT_JOIN_SECONDS")
 
 
 @pytest.fixture
@@ -56,6 +56,11 @@ def test_arguments_come_before_the_environment(joined):
     assert joined("host:9", 4, 2, FIAT_COORDINATOR="other:1", FIAT_NUM_PROCESSES="7", FIAT_PROCESS_ID="6") == GIVEN
 
 
+def test_who_comes_late_is_waited_for_as_long_as_is_said(joined):
+    _, options = joined(**ADDRESS, FIAT_PROCESS_ID="2", FIAT_JOIN_SECONDS="1800")
+    assert options == {**GIVEN[1], "initialization_timeout": 1800}
+
+
 @pytest.mark.parametrize(
     ("env", "named"),
     [
@@ -64,6 +69,7 @@ def test_arguments_come_before_the_environment(joined):
         (ADDRESS | {"FIAT_PROCESS_ID": "two"}, "two"),
         (ADDRESS | {"FIAT_PROCESS_ID": "4"}, "process 4 of 4"),
         ({"FIAT_DISTRIBUTED": "yes"}, "it is auto or off"),
+        (ADDRESS | {"FIAT_PROCESS_ID": "2", "FIAT_JOIN_SECONDS": "long"}, "whole number of seconds"),
     ],
     ids=str,
 )
