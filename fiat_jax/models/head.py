@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fiat_jax.models.attention import soft_cap
 
-LOGITS_PER_CHUNK = 1 << 24  # 64 MiB of float32 over all devices
+LOGITS_PER_CHUNK = 1 << 24  # 64 MiB of float32 on each device
 
 
 def logits_of(x_BTD: jax.Array, head_VD: jax.Array, cap: float | None = None) -> jax.Array:
@@ -28,8 +28,10 @@ def _unchunk(array: jax.Array, B: int, M: int) -> jax.Array:
 
 
 def _chunk_count(B: int, M: int, V: int) -> int:
-    """Return the least divisor of M whose chunks stay within LOGITS_PER_CHUNK, or M where none does."""
-    return next((n for n in range(1, M) if M % n == 0 and B * (M // n) * V <= LOGITS_PER_CHUNK), M)
+    """Return the least divisor of M whose chunks stay within LOGITS_PER_CHUNK a device, or M where none does."""
+    mesh = jax.sharding.get_abstract_mesh()
+    most = LOGITS_PER_CHUNK * (1 if mesh.empty else mesh.size)
+    return next((n for n in range(1, M) if M % n == 0 and B * (M // n) * V <= most), M)
 
 
 def _logits_NV(x_ND, head_VD):
