@@ -14,8 +14,8 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 # they move nothing: names, parts of tuples, other views of the same bytes, and those whose bodies are counted
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all"),
-    *("partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done", "domain", "add-dependency"),
-}  # fmt: skip
+    *("partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done", "add-dependency"),
+}
 NOT_COUNTED = re.compile(r'custom_call_target="([^"]*)"')
 FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked")
 LARGE = 1 << 20  # bytes of a call's result from which on it is told that its operations are not counted
@@ -109,7 +109,11 @@ class _Counter:
         most = max(found, key=lambda counter: (counter.flops, counter.bytes))
         self.flops += most.flops
         self.bytes += most.bytes
-        for own, theirs in ((self.assumed, most.assumed), (self.unknown, most.unknown), (self.uncounted, most.uncounted)):
+        for own, theirs in (
+            (self.assumed, most.assumed),
+            (self.unknown, most.unknown),
+            (self.uncounted, most.uncounted),
+        ):
             own.update(theirs)  # pyright: ignore
         for key, (count, moved) in most.collectives.items():
             held = self.collectives.setdefault(key, [0.0, 0.0])

@@ -10,10 +10,11 @@ BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "tf32": 32, "c64": 64, "
 HBM = 0  # the memory space of what names none; TPUs keep some arrays elsewhere (1: VMEM)
 
 ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
-HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
 INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 OPCODE = re.compile(r"\s*([\w\-]+)\(")
 OPERAND = re.compile(r"%([\w.\-]+)")
+BARE = re.compile(r"([A-Za-z_][\w.\-]*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +168,9 @@ def _instruction(line: str) -> Instruction | None:
         return None
     end = _closing(line, opcode.end() - 1)
     inside = line[opcode.end() : end - 1]
+    operands = OPERAND if "%" in inside else BARE  # before optimization names are bare
     return Instruction(
-        begin[2], line[at:shape_end], opcode[1], tuple(OPERAND.findall(inside)), inside, line[end:], bool(begin[1])
+        begin[2], line[at:shape_end], opcode[1], tuple(operands.findall(inside)), inside, line[end:], bool(begin[1])
     )
 
 

@@ -40,9 +40,8 @@ def _convolution(where: Computation, one: Instruction) -> int:
     window = _window(one)
     flops = 2 * _at(right, rhs, "i") * _at(right, rhs, "o") * _at(left, lhs, "b") // groups[1]
     for axis in (char for char in lhs if char.isdigit()):
-        flops *= _positions(
-            _at(left, lhs, axis), _at(right, rhs, axis), _at(out, result, axis), {k: v[int(axis)] for k, v in window.items()}
-        )  # fmt: skip
+        sizes = _at(left, lhs, axis), _at(right, rhs, axis), _at(out, result, axis)
+        flops *= _positions(*sizes, {name: values[int(axis)] for name, values in window.items()})
     return flops
 
 

@@ -38,9 +38,7 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> Tra
     What an optimizer keeps of a parameter lies as the parameter does, all else whole on every device.
     """
     whole = NamedSharding(model.mesh, PartitionSpec())
-    parameters = {
-        path: x.sharding for path, x in jax.tree_util.tree_flatten_with_path(model.trainable)[0] if x.ndim
-    }
+    parameters = {path: x.sharding for path, x in jax.tree_util.tree_flatten_with_path(model.trainable)[0] if x.ndim}
 
     def placed(path, x):
         ends = (parameters.get(path[start:]) for start in range(len(path)))
