@@ -17,7 +17,12 @@ FREE = {
     *("partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done", "add-dependency"),
 }
 NOT_COUNTED = re.compile(r'custom_call_target="([^"]*)"')
-FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked")
+FREE_CALLS = (
+    *("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked"),
+    *("AsyncCollectiveStart", "AsyncCollectiveDone"),
+)
+# A TPU's compiler cuts one exchange into steps that it fuses with other work; each names the whole of it again.
+STEP, BEGIN, DONE = "async_collective_fusion_config", '"AsyncCollectiveStart"', '"AsyncCollectiveDone"'
 LARGE = 1 << 20  # bytes of a call's result from which on it is told that its operations are not counted
 
 
@@ -122,6 +127,8 @@ class _Counter:
     def _exchange(self, where: Computation, one: Instruction, kind: str, times: float) -> None:
         groups = groups_of(one, math.prod(self.mesh_shape.values()))
         size = max(map(len, groups))
+        if _is_step(where, one):
+            return
         operands = [array for operand in where.operands(one) for array in operand.arrays]
         if size < 2 or not operands:
             return
@@ -170,6 +177,11 @@ def _moved(kind: str, given: int, size: int) -> tuple[float, int]:
 def _scattered(module: Module, where: Computation) -> bool:
     """Whether this computation is a fusion of an all-reduce with the slice that each device keeps of it."""
     return where is not module.entry and "all-reduce-scatter" in where.name
+
+
+def _is_step(where: Computation, one: Instruction) -> bool:
+    """Whether an exchange is only a step, or the end, of one that another instruction begins."""
+    return STEP in one.attributes and not any(BEGIN in other.attributes for other in where.instructions)
 
 
 def _touched(module: Module, where: Computation, one: Instruction) -> int:
@@ -226,6 +238,8 @@ def _read(inner: Computation, value: Instruction) -> int:
             total += sum(array.bytes for array in user.arrays)
         elif user.opcode == "dynamic-update-slice" and first:
             continue  # in place: the rest stays
+        elif (user.opcode == "tuple" and user.root) or _is_step(inner, user) or DONE in user.attributes:
+            continue  # handed on as it is
         elif user.opcode in ("bitcast", "copy-start", "get-tuple-element"):
             total += _read(inner, user)
         else:
@@ -243,6 +257,8 @@ def _written(inner: Computation, one: Instruction) -> int:
         while root.opcode == "bitcast" and root.operands:
             root = inner.by_name[root.operands[0]]
         if array.memory_space != HBM:
+            continue
+        if root.opcode == "parameter" or _is_step(inner, root) or DONE in root.attributes:
             continue
         if root.opcode == "dynamic-update-slice":
             total += sum(update.bytes for update in inner.by_name[root.operands[1]].arrays)

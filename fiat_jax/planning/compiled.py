@@ -99,7 +99,7 @@ class Compiler:
         self._told(f"compiling {name}")
         begun, compiled, refused = time.monotonic(), None, ""
         with tempfile.TemporaryDirectory(prefix="fiat-plan-") as dump:
-            options = {"xla_dump_to": dump} if self._tpu else None
+            options: dict[str, str | bool] | None = {"xla_dump_to": dump} if self._tpu else None
             try:
                 compiled = lowered.compile(compiler_options=options)
             except jax.errors.JaxRuntimeError as error:

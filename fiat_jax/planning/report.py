@@ -24,9 +24,7 @@ def show(plan: Mapping[str, Any], console: Console) -> None:
     if counted:
         console.print(_time(counted))
     for name, program in counted.items():
-        table = _collectives(name, program)
-        if table.row_count:
-            console.print(table)
+        _say(console, *_exchanged(name, program))
     for name, program in plan["programs"].items():
         _print_refusal(name, program, target["memory"], console)
     _say(console, *_verdict(plan))
@@ -81,16 +79,18 @@ def _time(programs: Mapping[str, Any]) -> Table:
     return table
 
 
-def _collectives(name: str, program: Mapping[str, Any]) -> Table:
-    shown = [one for one in program["collectives"] if one["bytes"] >= SMALL][:SHOWN]
-    table = Table(title=f"{name}: what leaves a device")
-    for column in ("collective", "along", "array", "times", "MB", "from"):
-        table.add_column(column, justify="right" if column in ("times", "MB") else "left")
-    for one in shown:
-        where = one["op_name"].rpartition("/")[0][-40:]
-        size = f"{one['bytes'] / 1e6:,.1f}"
-        table.add_row(one["kind"], " ".join(one["axes"]) or "-", one["array"], f"{one['count']:,.0f}", size, where)
-    return table
+def _exchanged(name: str, program: Mapping[str, Any]) -> list[str]:
+    """Return a line for each of the larger collectives."""
+    shown = [one for one in program["collectives"] if one["bytes"] >= SMALL]
+    lines = [f"{name}: what leaves a device" if shown else f"{name}: nothing of size leaves a device"]
+    for one in shown[:SHOWN]:
+        along, where = "/".join(one["axes"]) or "no axis", f" ({one['op_name'][-60:]})" if one["op_name"] else ""
+        times = f"{one['count']:,.0f} x {one['array']}"
+        lines.append(f"  {one['bytes'] / 1e6:,.1f} MB {one['kind']} along {along}: {times}{where}")
+    rest = shown[SHOWN:]
+    if rest:
+        lines.append(f"  {sum(one['bytes'] for one in rest) / 1e6:,.1f} MB {len(rest)} others")
+    return lines
 
 
 def _print_refusal(name: str, program: Mapping[str, Any], memory: int | None, console: Console) -> None:

@@ -14,7 +14,13 @@ from fiat_jax.sharding import MeshConfig
 
 INSTALL = "pip install 'fiat-jax[plan]'"
 # what has to be in the environment before JAX starts, so that libtpu compiles on a machine without a TPU
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_MIN_LOG_LEVEL": "3",  # it misses the metadata of a real machine, and says so
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
 
 
 @dataclasses.dataclass(frozen=True)

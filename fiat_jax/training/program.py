@@ -48,7 +48,7 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> Tra
     shapes = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)  # noqa: E731
     opt_state = jax.tree_util.tree_map_with_path(placed, jax.eval_shape(optimizer.init, model.trainable))
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    return TrainState(step, jax.tree.map(shapes, model.trainable), opt_state)
+    return TrainState(step, jax.tree.map(shapes, model.trainable), opt_state)  # pyright: ignore  # shapes for arrays
 
 
 def abstract_batch(model: Model, batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -6,6 +6,8 @@ import time
 from fiat_jax.errors import UserError
 from fiat_jax.verbs.common import open_console
 
+WIDTH = 110  # of the tables, where nobody watches a terminal
+
 
 def plan(args, bindings) -> int:
     """Compile the programs of a run for a machine, and say whether they fit and how fast they could be."""
@@ -24,6 +26,7 @@ def plan(args, bindings) -> int:
     config = Config(known, args.gin_file, bindings)
     asked = _asked(config, sections, PlanConfig)
     console, begun = open_console(), time.monotonic()
+    console.width = max(console.width, WIDTH)
     runtime.start()
     target = slice_of(args.topology, asked.mesh.slices) if args.topology else local()
     parts = [getattr(asked, name) for name in asked.__dataclass_fields__]
@@ -70,11 +73,16 @@ def _run(asked, target, compiler, searching: bool, told):
     from fiat_jax.planning.search import search
     from fiat_jax.planning.train import plan_training
 
-    run = plan_engine if isinstance(asked, EnginePlan) else plan_training
+    def run(one) -> dict:
+        made = (
+            plan_engine(one, target, compiler) if isinstance(one, EnginePlan) else plan_training(one, target, compiler)
+        )
+        return made.as_json()
+
     if not searching:
-        return {"plan": run(asked, target, compiler).as_json()}, []
+        return {"plan": run(asked)}, []
     path = asked.native.path if isinstance(asked, EnginePlan) else asked.model.path
-    found = search(asked, target, read_shape(path)[0], lambda one: run(one, target, compiler).as_json(), told)
+    found = search(asked, target, read_shape(path)[0], run, told)
     if found[0].found is None:
         raise UserError(f"no mesh of {target.name} can be planned: {found[0].why_not}")
     return {"plan": found[0].found, "search": [one.as_json() for one in found]}, found

@@ -224,3 +224,37 @@ def test_what_lies_on_chip_costs_no_bytes_and_tiles_are_filled_up():
     module = parse(text)
     assert account(module, ONE).bytes == 2 * 2 * 100 * 100
     assert module.entry.parameters[0].arrays[0].padded_bytes == 2 * 104 * 128
+
+
+STEPS = """
+HloModule m
+%start (p: bf16[64,8]) -> (bf16[64,8], bf16[64,128]) {
+  %p = bf16[64,8] parameter(0)
+  %g = bf16[64,128] all-gather(%p), channel_id=7, replica_groups={{0,1}}, dimensions={1}, backend_config={"async_collective_fusion_config":{}}
+  ROOT %s = (bf16[64,8], bf16[64,128]) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+%step (p.1: bf16[64,8], q: bf16[64,128], x: f32[16]) -> (f32[16], bf16[64,8], bf16[64,128]) {
+  %p.1 = bf16[64,8] parameter(0)
+  %q = bf16[64,128] parameter(1)
+  %x = f32[16] parameter(2)
+  %g.1 = bf16[64,128] all-gather(%p.1), channel_id=7, replica_groups={{0,1}}, dimensions={1}, backend_config={"async_collective_fusion_config":{}}
+  %y = f32[16] negate(%x)
+  ROOT %r = (f32[16], bf16[64,8], bf16[64,128]) tuple(%y, %p.1, %q)
+}
+ENTRY %main (a: bf16[64,8], b: f32[16]) -> f32[16] {
+  %a = bf16[64,8] parameter(0)
+  %b = f32[16] parameter(1)
+  %f = (bf16[64,8], bf16[64,128]) fusion(%a), kind=kCustom, calls=%start
+  %w = bf16[64,128] get-tuple-element(%f), index=1
+  %h = (f32[16], bf16[64,8], bf16[64,128]) fusion(%a, %w, %b), kind=kCustom, calls=%step
+  ROOT %o = f32[16] get-tuple-element(%h), index=0
+}
+"""  # noqa: E501
+
+
+def test_an_exchange_that_is_cut_into_steps_counts_once():
+    found = account(parse(STEPS), {"fsdp": 2})
+    (gathered,) = found.collectives
+    assert (gathered.count, gathered.bytes) == (1, 2 * 64 * 8)
+    begun = 2 * 64 * 8 + 2 * (64 * 8 + 64 * 128)
+    assert found.bytes == begun + 2 * 4 * 16  # the step reads and writes x alone
