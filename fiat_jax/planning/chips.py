@@ -37,13 +37,13 @@ TPU_DOCS = "https://cloud.google.com/tpu/docs/"
 NVIDIA = "https://www.nvidia.com/en-us/data-center/"
 
 # Keyed by JAX's `device_kind`. Memory of TPUs: what their compiler says that programs have ("Used 20G of 15.75G hbm").
-# Links of TPUs: the published bandwidth of a chip over its links (4 or 6). Network: that of a pod over its chips.
+# Links of TPUs: the published bandwidth of a chip over its links (4 or 6). Network: that of a pod over its chips, of
+# v5p that of https://jax-ml.github.io/scaling-book/tpus, of GPUs one adapter each of DGX machines (200, 400 Gb/s).
 CHIPS = {
-    "TPU v4": Chip("v4", 275e12, int(31.25 * GIB), 1200e9, 2400e9 / 8 / 6, 4, 3.125e9, TPU_DOCS + "v4"),
     "TPU v5 lite": Chip("v5e", 197e12, int(15.75 * GIB), 819e9, 1600e9 / 8 / 4, 16, 6.4e12 / 8 / 256, TPU_DOCS + "v5e"),
-    "TPU v5": Chip("v5p", 459e12, int(95.74 * GIB), 2765e9, 4800e9 / 8 / 6, 4, 6.25e9, TPU_DOCS + "v5p"),
+    "TPU v5": Chip("v5p", 459e12, int(95.73 * GIB), 2765e9, 4800e9 / 8 / 6, 4, 6.25e9, TPU_DOCS + "v5p"),
     "TPU v6 lite": Chip(
-        "v6e", 918e12, int(31.25 * GIB), 1600e9, 3200e9 / 8 / 4, 16, 25.6e12 / 8 / 256, TPU_DOCS + "v6e"
+        "v6e", 918e12, int(31.24 * GIB), 1600e9, 3200e9 / 8 / 4, 16, 25.6e12 / 8 / 256, TPU_DOCS + "v6e"
     ),
     "NVIDIA A100-SXM4-80GB": Chip("A100", 312e12, 80 * 10**9, 2039e9, 300e9, 0, 25e9, NVIDIA + "a100/"),
     "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 80 * 10**9, 3350e9, 450e9, 0, 50e9, NVIDIA + "h100/"),

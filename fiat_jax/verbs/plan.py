@@ -15,6 +15,7 @@ def plan(args, bindings) -> int:
         from fiat_jax.planning.target import ENVIRONMENT
 
         os.environ.update(ENVIRONMENT)
+        os.environ.pop("XLA_FLAGS", None)  # libtpu ends the process over a flag of another backend's
     from fiat_jax.config import Config
     from fiat_jax.experiments import runtime, sections
     from fiat_jax.experiments.results import write_results
