@@ -69,9 +69,17 @@ def of_vocabulary(account: Account, vocab_size: int) -> list[str]:
 
 
 def of_weights(account: Account, model: Model, passes: int) -> list[str]:
-    """Return whether weights cross the axis `fsdp` more often than `passes` times, which is what theory asks."""
+    """Return whether weights cross the axis `fsdp` more often than `passes` times, which is what theory asks.
+
+    0 passes: it asks that they stay where they are, as in decoding, where each token would gather them anew.
+    """
     ways = model.mesh.shape["fsdp"]
     moved = sum(one.bytes for one in account.collectives if "fsdp" in one.axes and one.kind != "all-reduce")
+    if passes == 0 and moved >= LARGE:
+        return [
+            f"{moved / GIB:.2f} GiB a device cross fsdp for every token: weights that lie along it are gathered anew "
+            "in each step; let them lie along tensor, or whole, where they fit"
+        ]
     asked = passes * gathered_bytes(model) * (ways - 1) / ways
     if ways == 1 or not asked or moved <= MORE * asked:
         return []

@@ -125,7 +125,8 @@ def plan_engine(asked: EnginePlan, target: Target, compiler: Compiler) -> Writte
     for name, facts in compiler.found.items():
         rows = _rows(name, shapes)
         trips = {**_loops(model, shapes, name, rows), **expert_trips(model.config, max(1, rows // ways(mesh, TRAIN)))}
-        programs[name] = examine(facts, target, model, trips=trips, said=said, passes=1)
+        passes = 0 if name == DECODE else 1
+        programs[name] = examine(facts, target, model, trips=trips, said=said, passes=passes)
     return Written(
         asked, target_json(target, mesh), programs, shapes, prefix_bytes(model, prefix), _useful(model, plan, shapes)
     )
