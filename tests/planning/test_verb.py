@@ -111,6 +111,15 @@ def elsewhere(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
 
 
+def by_hand(rows: int, length: int, targets: int) -> float:
+    """Return the operations of a step on a chip that has so many rows, of the two layers of `SHAPE`."""
+    frozen = 2 * (2 * 256 * 512 + 2 * 256 * 256 + 3 * 256 * 512)  # q and o, k and v, the gated MLP
+    adapters = 2 * 16 * (2 * (256 + 512) + 2 * (256 + 256) + 3 * (256 + 512))
+    products = 2 + 2 + 4  # of attention: forward, again in backward, and its gradient
+    attention = 2 * products * 2 * (9 / 16 * length**2) * 4 * 128  # causal blocks leave 7 of 16 out
+    return rows * (length * (4 * frozen + 6 * adapters) + attention + 4 * targets * 512 * 256)
+
+
 @without_libtpu
 def test_a_slice_that_is_not_there_is_planned_for(shape, tmp_path):
     settings = (f"--gin.Model.path={shape}", "--gin.Model.dtype=bfloat16", *TRAIN, "--gin.Mesh.fsdp=4")
@@ -120,7 +129,7 @@ def test_a_slice_that_is_not_there_is_planned_for(shape, tmp_path):
     assert (plan["target"]["device_kind"], plan["target"]["memory"]) == ("TPU v5 lite", int(15.75 * 2**30))
     step = plan["programs"]["step"]
     assert step["loops_counted_once"] == []
-    assert 1.0 < plan["computed_over_useful"] < 1.8
+    assert step["flops"] == pytest.approx(by_hand(rows=2, length=256, targets=40), rel=0.04)
     assert {tuple(one["axes"]) for one in step["collectives"]} == {("fsdp",)}
     line = step["roofline"]
     assert line["compute"] == pytest.approx(step["flops"] / 197e12)
