@@ -102,6 +102,11 @@ def make_parser() -> argparse.ArgumentParser:
     serve = verb("serve", "answer over HTTP: a large model, a tuned one, or the fused pair")
     serve.add_argument("--bundle", action="append", default=[], metavar="[NAME=]DIR", help="a tuned θ_τ; repeatable")
 
+    plan = verb("plan", "whether a run fits a machine, and how fast it could be, compiled for it without it")
+    plan.add_argument("--topology", metavar="SLICE", help="a TPU slice, say v5e:16x16; else the local devices")
+    plan.add_argument("--search", action="store_true", help="rank all meshes of these devices")
+    plan.add_argument("--workdir", type=Path, default=Path("runs/plan"), help="where results and programs are written")
+
     demo = verb("demo", "the whole of FIAT on a generated task, with nothing to download")
     demo.add_argument("--workdir", type=_place, default=Path("runs/demo"), help="where results are written and resumed")
     demo.add_argument("--full", action="store_true", help="every part removed in turn, three sizes, three seeds")

@@ -92,6 +92,7 @@ VERBS = {
     "predict": "bundle",
     "export": "bundle",
     "serve": "bundle",
+    "plan": "plan",
     "demo": "demo",
     "demo_build": "demo",
     "doctor": "doctor",

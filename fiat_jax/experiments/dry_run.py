@@ -1,11 +1,9 @@
 """`--dry_run` of train and experiment: the first example with its mask, parameters, memory; nothing is trained."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -19,7 +17,7 @@ from fiat_jax.models.model import Model, load_model
 from fiat_jax.prompts.show import show_rendered
 from fiat_jax.tasks.task import Row
 from fiat_jax.training.config import TrainConfig
-from fiat_jax.training.step import TrainState, train_step
+from fiat_jax.training.program import abstract_batch, abstract_state, jit_step
 
 SIZES = {"arguments": "argument_size_in_bytes", "temporaries": "temp_size_in_bytes", "results": "output_size_in_bytes"}
 
@@ -60,15 +58,8 @@ def _examples(feed: Feed, rows: list[Row], reasons: Reasons) -> Examples:
 def _memory(model: Model, batches: TrainBatches, config: TrainConfig, num_steps: int) -> str:
     """Return what the compiled step needs, which is compiled for it and not run."""
     optimizer = config.optimizer.build(num_steps)
-    step = functools.partial(
-        train_step,
-        loss_fn=model.loss,
-        optimizer=optimizer,
-        parts=config.accumulate,
-        dropout_key=jax.random.key(0) if any(slot.dropout for _, slot in model.build.slots) else None,
-    )
-    state = TrainState(jnp.int32(0), model.trainable, jax.eval_shape(optimizer.init, model.trainable))
-    compiled = jax.jit(step, donate_argnums=0).lower(state, model.frozen, batches.batch(0)).compile()
+    state, batch = abstract_state(model, optimizer), abstract_batch(model, batches.batch(0))
+    compiled = jit_step(model, config, optimizer).lower(state, model.frozen, batch).compile()
     memory = compiled.memory_analysis()
     if memory is None:
         return "memory of one step: this backend does not say"

@@ -47,10 +47,13 @@ TEXT_WIDTH = 110
 OF_A_PART = (Task, Prompts, Reasoning, Data)  # what each part of a mixture has for itself
 
 
-def as_gin(*built: Any, scope: str = "") -> str:
-    """Return every field of sections, and of the sections within, as a file that --gin_file reads back."""
+def as_gin(*built: Any, scope: str = "", known: Mapping[str, type] = SECTIONS) -> str:
+    """Return every field of sections, and of the sections within, as a file that --gin_file reads back.
+
+    `known` are all sections by name, where there are more than these.
+    """
     prefix = f"{scope}/" if scope else ""
-    return "\n\n".join(_block(section, prefix) for one in built for section in _within(one)) + "\n"
+    return "\n\n".join(_block(section, prefix, known) for one in built for section in _within(one)) + "\n"
 
 
 def mixture_as_gin(mixture: Mixture, parts: Mapping[str, Run]) -> str:
@@ -71,8 +74,8 @@ def _within(section: Any) -> Iterator[Any]:
             yield from _within(value)
 
 
-def _block(section: Any, scope: str = "") -> str:
-    name = next(name for name, kind in SECTIONS.items() if kind is type(section))
+def _block(section: Any, scope: str = "", known: Mapping[str, type] = SECTIONS) -> str:
+    name = next(name for name, kind in known.items() if kind is type(section))
     values = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
     lines = [_binding(f"{scope}{name}.{k}", v) for k, v in values.items() if type(v) not in SECTIONS.values()]
     return "\n".join([f"# {scope}{name}", *lines])

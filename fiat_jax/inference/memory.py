@@ -31,10 +31,18 @@ def kept_bytes(model: Model, slots: int, slot_length: int, prefix_length: int) -
     config = model.config
     if isinstance(config, DecoderConfig):
         values = (config.num_layers, slots, config.num_kv_heads, slot_length, config.head_dim)
-        prefix = (config.num_layers, config.num_kv_heads, 2 * Prefix.capacity(prefix_length), config.head_dim)
-        return 2 * (_share(model, values, CACHE_AXES[1]) + _share(model, prefix, PREFIX_AXES[1]))
+        return 2 * _share(model, values, CACHE_AXES[1]) + 2 * prefix_bytes(model, prefix_length)
     values = (config.num_decoder_layers, slots, config.num_heads, slot_length, config.head_dim)
     return 4 * _share(model, values, CACHE_AXES[1])  # of what is read, and of what is written
+
+
+def prefix_bytes(model: Model, prefix_length: int) -> int:
+    """Return how many bytes of one prefix's keys and values lie on each device."""
+    config = model.config
+    if not isinstance(config, DecoderConfig):
+        return 0
+    values = (config.num_layers, config.num_kv_heads, Prefix.capacity(prefix_length), config.head_dim)
+    return 2 * _share(model, values, PREFIX_AXES[1])
 
 
 def _share(model: Model, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -45,14 +46,23 @@ class Programs:
     score: dict[int, Any]
 
 
-def compile_programs(model: Model, end_id: int, c: EngineConfig) -> Programs:
+Build = Callable[[str, jax.stages.Lowered], Any]
+
+
+def plainly(name: str, lowered: jax.stages.Lowered) -> Any:
+    """Compile a program."""
+    return lowered.compile()
+
+
+def compile_programs(model: Model, end_id: int, c: EngineConfig, build: Build = plainly) -> Programs:
     """Compile every program for every shape that an engine will meet.
 
-    The model's arrays may be `jax.ShapeDtypeStruct`s with shardings, say on a topology without devices.
+    The model's arrays may be `jax.ShapeDtypeStruct`s with shardings, say on a topology without devices. `build` is
+    what compiles the larger ones: whoever wants to know more about them hands in another.
     """
     weights = model.trainable, model.frozen
     with jax.set_mesh(model.mesh):
-        prefix = compile_prefix_programs(model, c.prefix_length) if c.prefix_length else None
+        prefix = compile_prefix_programs(model, c.prefix_length, build) if c.prefix_length else None
         no_prefix = None if prefix is None else _results(prefix.empty)
 
         def empty():
@@ -71,11 +81,12 @@ def compile_programs(model: Model, end_id: int, c: EngineConfig) -> Programs:
         decoding = _jit(decode, kept_at=3, layout=free)
         slots = jax.eval_shape(empty)
         state = slots, np.int32(0)
-        compiled_decode = decoding.lower(*weights, no_prefix, *state).compile()
+        compiled_decode = build("decode", decoding.lower(*weights, no_prefix, *state))
         # Programs hand slots to each other in the layout that decoding likes best: in any other one it would copy them.
         layout = compiled_decode.input_formats[0][3]
         if layout != compiled_decode.output_formats[0]:
-            compiled_decode = _jit(decode, kept_at=3, layout=layout).lower(*weights, no_prefix, *state).compile()
+            again = _jit(decode, kept_at=3, layout=layout).lower(*weights, no_prefix, *state)
+            compiled_decode = build("decode", again)
         admitting = _jit(admit, kept_at=3, layout=layout)
         in_shardings = layout, PartitionSpec()
         stopping = jax.jit(on_device.stop_running, donate_argnums=0, in_shardings=in_shardings, out_shardings=layout)
@@ -83,7 +94,9 @@ def compile_programs(model: Model, end_id: int, c: EngineConfig) -> Programs:
             prefix=prefix,
             empty=jax.jit(empty, out_shardings=layout).lower().compile(),
             admit={
-                length: admitting.lower(*weights, no_prefix, slots, empty_admission(c, length)).compile()
+                length: build(
+                    f"admit_{length}", admitting.lower(*weights, no_prefix, slots, empty_admission(c, length))
+                )
                 for length in c.buckets
             },
             decode=compiled_decode,
@@ -118,17 +131,17 @@ def _jit(program: Any, *, kept_at: int, layout: Any) -> Any:
     return jax.jit(program, donate_argnums=kept_at, in_shardings=in_shardings, out_shardings=(layout, None))
 
 
-def compile_prefix_programs(model: Model, longest: int) -> PrefixPrograms:
+def compile_prefix_programs(model: Model, longest: int, build: Build = plainly) -> PrefixPrograms:
     """Compile what reads prefixes of up to `longest` tokens.
 
     Raises:
         UserError: the model is an encoder-decoder.
     """
-    config, build = model.config, model.build
+    config = model.config
     if not isinstance(config, DecoderConfig):
         raise UserError("an encoder reads each text whole: texts of an encoder-decoder can share no prefix")
     dims = (config.num_layers, config.num_kv_heads, Prefix.capacity(longest), config.head_dim)
-    zeros = functools.partial(Prefix.zeros, *dims, dtype=jnp.dtype(build.dtype), rules=build.rules)
+    zeros = functools.partial(Prefix.zeros, *dims, dtype=jnp.dtype(model.build.dtype), rules=model.build.rules)
 
     def read(trainable, frozen, prefix, tokens_P, count):
         module = model.module(trainable, frozen)
@@ -142,7 +155,8 @@ def compile_prefix_programs(model: Model, longest: int) -> PrefixPrograms:
         in_shardings = None, None, layout, PartitionSpec(), PartitionSpec()
         reading = jax.jit(read, donate_argnums=2, in_shardings=in_shardings, out_shardings=layout)
         part = np.zeros(PREFIX_BLOCK, np.int32)
-        return PrefixPrograms(empty, reading.lower(model.trainable, model.frozen, prefix, part, np.int32(0)).compile())
+        lowered = reading.lower(model.trainable, model.frozen, prefix, part, np.int32(0))
+        return PrefixPrograms(empty, build("read_prefix", lowered))
 
 
 def empty_admission(c: EngineConfig, length: int) -> Admission:

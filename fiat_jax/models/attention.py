@@ -9,6 +9,7 @@ from fiat_jax.sharding import ShardingRules, constrain
 CAUSAL_BLOCKS = 8  # leaves out 7/16 of all scores, and a block stays in the cache of a CPU core
 PREFIX_BLOCK = 512  # keys of a shared prefix at a time: their scores stay in the cache of a CPU core
 FEW_QUERIES = 256  # of so few a head, twice as many keys at a time
+PREFIX_LOOP = "prefix_blocks"  # its name in compiled programs: how often it runs only the prefix says
 UNBOUNDED = 1 << 30  # a window of more tokens than any text has
 PREFIX_AXES = ("layers", "kv_heads", "head_dim", None), ("layers", "kv_heads", None, "head_dim")  # keys, values
 CACHE_AXES = ("layers", "batch", "kv_heads", "head_dim", None), ("layers", "batch", "kv_heads", None, "head_dim")
@@ -129,8 +130,7 @@ def attend_kept(
         assert positions_BT is not None
         positions_N = jnp.broadcast_to(positions_BT[:, None], (B, G, T)).reshape(-1)
 
-    wide = B * G * T <= FEW_QUERIES and v_HPK.shape[1] % (2 * PREFIX_BLOCK) == 0
-    block = 2 * PREFIX_BLOCK if wide else PREFIX_BLOCK
+    block = prefix_block(B * G * T, v_HPK.shape[1])
 
     def add(i, state):
         top_HN1, total_HN1, sum_HNK = state
@@ -149,9 +149,16 @@ def attend_kept(
         return higher_HN1, total_HN1, sum_HNK * shrink_HN1 + _weighted("HNP,HPK->HNK", weights_HNP, some_v_HPK)
 
     blocks = -(-length // block)  # those behind the last key are not read
-    _, total_HN1, sum_HNK = jax.lax.fori_loop(0, blocks, add, state)
+    with jax.named_scope(PREFIX_LOOP):
+        _, total_HN1, sum_HNK = jax.lax.fori_loop(0, blocks, add, state)
     out_BTHGK = (sum_HNK / total_HN1).reshape(H, B, G, T, K).transpose(1, 3, 0, 2, 4)
     return out_BTHGK.astype(q_BTHGK.dtype)
+
+
+def prefix_block(queries: int, capacity: int) -> int:
+    """Return how many keys of a prefix of this capacity are read at a time for so many queries of a head."""
+    wide = queries <= FEW_QUERIES and capacity % (2 * PREFIX_BLOCK) == 0
+    return 2 * PREFIX_BLOCK if wide else PREFIX_BLOCK
 
 
 def _weighted(equation: str, weights: jax.Array, v: jax.Array) -> jax.Array:

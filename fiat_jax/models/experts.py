@@ -14,6 +14,7 @@ from fiat_jax.models.linear import WEIGHT_STD
 from fiat_jax.models.stack import ACTIVATIONS
 from fiat_jax.sharding import MeshAxes, axis_size
 
+EXPERT_LOOP, BLOCK_LOOP = "experts_in_use", "blocks_of_one"  # their names in compiled programs: data say how often
 LARGEST_BLOCK = 128  # rows; what does not fill a block is computed in vain
 EXPERT_AXES = ("layers", "experts", "expert_embed", "mlp")
 
@@ -90,7 +91,7 @@ def mix(
         everybody *= jax.lax.axis_size(experts)
         own_NJ = experts_NJ - E * jax.lax.axis_index(experts)
         experts_NJ = jnp.where((own_NJ >= 0) & (own_NJ < E), own_NJ, E)
-    block = min(LARGEST_BLOCK, max(8, 1 << (math.ceil(N * J / everybody) - 1).bit_length()))
+    block = block_rows(N * J, everybody)
     places_M, blocks_E = _grouped(experts_NJ.reshape(-1), E, block)
     rows_M = jnp.where(places_M < N * J, places_M // J, N)  # the row behind the last is zero
     x_QMD = jnp.pad(x_ND, ((0, 1), (0, 0)))[rows_M].reshape(-1, block, D)
@@ -105,6 +106,16 @@ def mix(
     return jax.lax.psum_scatter(out_ND, shared, tiled=True) if shared else out_ND
 
 
+def block_rows(assignments: int, num_experts: int) -> int:
+    """Return the rows of a block: what an expert has of them on average, as a power of two."""
+    return min(LARGEST_BLOCK, max(8, 1 << (math.ceil(assignments / num_experts) - 1).bit_length()))
+
+
+def most_blocks(assignments: int, num_experts: int, block: int) -> int:
+    """Return how many blocks there are at most, however assignments fall on experts."""
+    return min(assignments // block + num_experts, assignments)
+
+
 def _grouped(experts_A: jax.Array, num_experts: int, block: int) -> tuple[jax.Array, jax.Array]:
     """Lay assignments out in blocks of one expert each.
 
@@ -112,7 +123,7 @@ def _grouped(experts_A: jax.Array, num_experts: int, block: int) -> tuple[jax.Ar
     and how many blocks each expert has; they come in the order of experts. Expert `num_experts` is somebody else's.
     """
     A = experts_A.shape[0]
-    num_blocks = min(A // block + num_experts, A)
+    num_blocks = most_blocks(A, num_experts, block)
     order_A = jnp.argsort(experts_A, stable=True)
     counts_E = jnp.bincount(experts_A, length=num_experts)
     blocks_E = -(-counts_E // block)
@@ -142,13 +153,16 @@ def _each_expert(blocks_E: jax.Array, step, carry):
         expert = active_E[i]
         return step(carry, expert, ends_E[expert] - blocks_E[expert], ends_E[expert])
 
-    return jax.lax.fori_loop(0, jnp.count_nonzero(blocks_E), one, carry)
+    with jax.named_scope(EXPERT_LOOP):
+        return jax.lax.fori_loop(0, jnp.count_nonzero(blocks_E), one, carry)
 
 
 def _products(x_QM, w_E, blocks_E, equation: str, outputs: int):
     def step(out_QM, expert, start, stop):
         w = w_E[expert]
-        return jax.lax.fori_loop(start, stop, lambda q, out: out.at[q].set(jnp.einsum(equation, x_QM[q], w)), out_QM)
+        with jax.named_scope(BLOCK_LOOP):
+            run = lambda q, out: out.at[q].set(jnp.einsum(equation, x_QM[q], w))  # noqa: E731
+            return jax.lax.fori_loop(start, stop, run, out_QM)
 
     return _each_expert(blocks_E, step, jnp.zeros((*x_QM.shape[:2], outputs), x_QM.dtype))
 
@@ -168,7 +182,8 @@ def _backward(residuals, grad_QMO):
         def add(q, grad_IO):
             return grad_IO + jnp.einsum("MI,MO->IO", x_QMI[q], grad_QMO[q], preferred_element_type=jnp.float32)
 
-        grad_IO = jax.lax.fori_loop(start, stop, add, jnp.zeros(w_EIO.shape[1:], jnp.float32))
+        with jax.named_scope(BLOCK_LOOP):
+            grad_IO = jax.lax.fori_loop(start, stop, add, jnp.zeros(w_EIO.shape[1:], jnp.float32))
         return w_grad.at[expert].set(grad_IO.astype(w_grad.dtype))
 
     return x_grad, _each_expert(blocks_E, step, jnp.zeros_like(w_EIO)), None

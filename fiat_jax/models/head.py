@@ -28,10 +28,7 @@ def _unchunk(array: jax.Array, B: int, M: int) -> jax.Array:
 
 
 def _chunk_count(B: int, M: int, V: int) -> int:
-    """Return the least divisor of M whose chunks stay within LOGITS_PER_CHUNK, or M where none does.
-
-    All devices of the mesh in context share a chunk: the more they are, the fewer times the head is gathered.
-    """
+    """Return the least divisor of M whose chunks stay within LOGITS_PER_CHUNK a device, or M where none does."""
     mesh = jax.sharding.get_abstract_mesh()
     limit = LOGITS_PER_CHUNK * (1 if mesh.empty else mesh.size)
     return next((n for n in range(1, M) if M % n == 0 and B * (M // n) * V <= limit), M)

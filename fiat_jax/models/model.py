@@ -23,7 +23,7 @@ from fiat_jax.models.linear import EMBED_AXES, EMBEDDING, LoraScale, Weight
 from fiat_jax.models.lora import LoraConfig, resolve
 from fiat_jax.models.stack import REMAT_POLICIES
 from fiat_jax.models.tensors import Family
-from fiat_jax.sharding import TRAIN, ShardingRules, named
+from fiat_jax.sharding import TRAIN, ShardingRules, constrain, named
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -86,7 +86,15 @@ class Model:
         """Return the weighted sum of the targets' negative log-probabilities, a float32 scalar (a pure function)."""
         module = self.module(trainable, frozen)
         x_BMD, cap = module.target_states(batch, dropout_key), self.config.logit_cap
-        return cross_entropy(x_BMD, module.head_VD, batch["targets"], batch["weights"], cap)
+        head_VD = module.head_VD if self.lora is None else self._gathered_head(module)
+        return cross_entropy(x_BMD, head_VD, batch["targets"], batch["weights"], cap)
+
+    def _gathered_head(self, module) -> jax.Array:
+        """Return the output matrix gathered along its width, once: the loop over chunks would do it for each of them.
+
+        A head that is trained is left as it lies: its gradient is kept as it is, and would be gathered too.
+        """
+        return constrain(module.head_VD, self.build.rules, "vocab", None)
 
     def log_probs(self, trainable, frozen, batch, prefix: Prefix | None = None) -> jax.Array:
         """Return the float32 log-probability (B, M) of every target, whatever its weight (a pure function).
@@ -96,7 +104,7 @@ class Model:
         module = self.module(trainable, frozen)
         behind = {} if prefix is None else {"prefix": prefix}
         x_BMD = module.target_states(batch, **behind)  # pyright: ignore
-        return target_log_probs(x_BMD, module.head_VD, batch["targets"], self.config.logit_cap)
+        return target_log_probs(x_BMD, self._gathered_head(module), batch["targets"], self.config.logit_cap)
 
     def text_log_probs(self, trainable, frozen, tokens_BT, alternatives: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return log P of every token of texts (B, T) after their first, and the likeliest in each place.
@@ -106,14 +114,15 @@ class Model:
         module = self.module(trainable, frozen)
         assert isinstance(module, Decoder)
         x_BTD, cap = module.plain_states(tokens_BT), self.config.logit_cap
-        return target_and_best_log_probs(x_BTD[:, :-1], module.head_VD, tokens_BT[:, 1:], alternatives, cap)
+        head_VD = self._gathered_head(module)
+        return target_and_best_log_probs(x_BTD[:, :-1], head_VD, tokens_BT[:, 1:], alternatives, cap)
 
     def answer_log_probs(self, trainable, frozen, read_BS, lengths_B, answers_BT) -> jax.Array:
         """Return log P of every token of answers (B, T) to texts of these lengths. Of an encoder-decoder alone."""
         module = self.module(trainable, frozen)
         assert isinstance(module, EncoderDecoder)
         x_BTD = module.written_states(read_BS, lengths_B, answers_BT)
-        return target_log_probs(x_BTD, module.head_VD, answers_BT, self.config.logit_cap)
+        return target_log_probs(x_BTD, self._gathered_head(module), answers_BT, self.config.logit_cap)
 
     def num_parameters(self) -> tuple[int, int]:
         """Return how many parameters are trained and how many are frozen."""

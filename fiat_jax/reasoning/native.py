@@ -54,6 +54,18 @@ class Native:
         ModelConfig(self.path, self.dtype)
 
 
+def engine_shapes(native: Native, own: int, prefix: int, ways: int) -> EngineConfig:
+    """Return the shapes of an engine for texts of `own` tokens behind a prefix; `ways`: devices that divide rows."""
+    return EngineConfig(
+        slots=native.slots,
+        slot_length=own,
+        prefix_length=prefix,
+        block=native.block,
+        prefill_rows=native.prefill_rows,
+        shortest_bucket=max(16, own // 4),
+    ).divided(ways)
+
+
 class NativeBackend:
     """The engine as a backend: loaded and compiled with the first prompt, for what `expect` was told will come.
 
@@ -106,14 +118,7 @@ class NativeBackend:
                 f"{limit}: use fewer exemplars, or lower decoding.max_tokens in the instruction file"
             )
         ways = axis_size(self._mesh_config.build(), DECODE.batch)
-        self._shapes = EngineConfig(
-            slots=self._native.slots,
-            slot_length=own,
-            prefix_length=prefix,
-            block=self._native.block,
-            prefill_rows=self._native.prefill_rows,
-            shortest_bucket=max(16, own // 4),
-        ).divided(ways)
+        self._shapes = engine_shapes(self._native, own, prefix, ways)
 
     async def complete(self, prompt: ReasoningPrompt, *, seed: int | None, sample: int) -> Completion:
         """Complete one prompt; samples of a row differ by their seed alone."""

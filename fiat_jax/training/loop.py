@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +22,8 @@ from fiat_jax.training.goodput import Goodput, goodput
 from fiat_jax.training.interrupt import Signals
 from fiat_jax.training.log import Listener, TrainLog
 from fiat_jax.training.optimizer import averaged
-from fiat_jax.training.step import TrainState, train_step
+from fiat_jax.training.program import batch_sharding, jit_step
+from fiat_jax.training.step import TrainState
 from fiat_jax.training.watch import Watch
 
 # trained parameters → metric → value; the loop does not know what is measured
@@ -194,17 +194,9 @@ class _Run:
         # two: a kill may come after a better one is saved, and before the history that calls it so
         self._best = open_checkpoints(workdir / "checkpoints" / "best", keep=2)
         self._saved = -1
-        self._batch_sharding = NamedSharding(model.mesh, PartitionSpec(model.build.rules.batch))
+        self._batch_sharding = batch_sharding(model)
         optimizer = config.optimizer.build(num_steps)
-        dropout = any(slot.dropout for _, slot in model.build.slots)
-        step = functools.partial(
-            train_step,
-            loss_fn=model.loss,
-            optimizer=optimizer,
-            parts=config.accumulate,
-            dropout_key=jax.random.fold_in(jax.random.key(config.seed), 1) if dropout else None,
-        )
-        self.step = jax.jit(step, donate_argnums=0)
+        self.step = jit_step(model, config, optimizer)
         self.state = self._initial(model, optimizer)
 
     def _initial(self, model: Model, optimizer) -> TrainState:

@@ -1,0 +1,110 @@
+"""All plans of docs/plans.md, one after the other, and its table; a plan that is there is not made again.
+
+    pip install -e '.[plan]' && python benchmarks/plans.py --workdir runs/plans
+    python benchmarks/plans.py --workdir runs/plans --only llama-3.1-8b-v5e-16
+
+Each is a `fiat plan` in a process of its own, minutes on two cores. `--write` puts the table into docs/plans.md.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "plans.md"
+BEGIN, END = "<!-- the table: benchmarks/plans.py --write -->", "<!-- end of the table -->"
+SLICES = {  # mesh preset → topology, chips
+    "v5e-16": ("v5e:4x4", 16),
+    "v6e-16": ("v6e:4x4", 16),
+    "v5p-64": ("v5p:4x4x4", 64),
+    "v5e-64": ("v5e:8x8", 64),
+    "v5e-256": ("v5e:16x16", 256),
+}
+TRAINED = ("llama-3.1-8b", "gemma-2-2b", "qwen2.5-32b")
+WRITING = ("llama-3.1-70b", "qwen3-30b-a3b")
+TWO_WAYS = "--gin.Mesh.fsdp=2"  # on chips too small for whole layers: weights are gathered in every step
+
+
+def cases() -> dict[str, list[str]]:
+    """Return the arguments of every plan by its name."""
+    found = {}
+    for preset, (topology, chips) in SLICES.items():
+        for model in TRAINED:
+            found[f"{model}-{preset}"] = [
+                f"--gin_file=configs/plans/{model}.gin",
+                f"--gin_file=configs/meshes/{preset}.gin",
+                f"--gin.Train.batch_rows={chips}",
+                f"--topology={topology}",
+            ]
+    for preset in ("v6e-16", "v5e-64"):
+        for model in WRITING:
+            found[f"{model}-engine-{preset}"] = [
+                f"--gin_file=configs/plans/{model}-engine.gin",
+                *([TWO_WAYS] if preset == "v5e-64" else []),
+                f"--topology={SLICES[preset][0]}",
+            ]
+    return found
+
+
+def line(name: str, arguments: list[str], workdir: Path) -> str | None:
+    """Return a line of the table; None where there is no such plan yet."""
+    path = workdir / name / "results.json"
+    if not path.exists():
+        return None
+    plan = json.loads(path.read_text())["details"]["plan"]
+    target, programs = plan["target"], plan["programs"]
+    mesh = ", ".join(str(size) for size in target["mesh"].values())
+    most = max(one["memory"]["total"] for one in programs.values()) + plan.get("kept_besides", 0)
+    share = f"{most / 2**30:.2f} of {target['memory'] / 2**30:.2f} ({most / target['memory']:.0%})"
+    main = programs.get("step") or programs.get("decode") or {}
+    roof = main.get("roofline")
+    if roof is None:
+        times, rate, mfu = "–", "–", "–"
+    else:
+        times = " / ".join(f"{1e3 * roof[key]:,.1f}" for key in ("compute", "memory", "network"))
+        rate, mfu = f"{plan['tokens_per_second']:,.0f}", f"{plan['mfu']:.0%}"
+    sent = sum(one["bytes"] for one in main.get("collectives", []))
+    command = " ".join(["fiat plan", *arguments])
+    fits = "yes" if plan["fits"] else "**no**"
+    return (
+        f"| {Path(plan['model']).name}, {plan['kind']} | {target['topology']} | {mesh} | {fits} | {share} | "
+        f"{main.get('flops', 0) / 1e12:.3g} | {sent / 1e9:.3g} | {times} | {rate} | {mfu} | `{command}` |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/plans"))
+    parser.add_argument("--only", action="append", help="the plan of this name; repeatable")
+    parser.add_argument("--write", action="store_true", help="make none, write the table of those that are there")
+    args = parser.parse_args()
+    found = cases()
+    for name, arguments in found.items():
+        done = (args.workdir / name / "results.json").exists()
+        if args.write or done or (args.only and name not in args.only):
+            continue
+        command = [sys.executable, "-m", "fiat_jax", "plan", *arguments, f"--workdir={args.workdir / name}"]
+        print(" ".join(command), flush=True)
+        args.workdir.mkdir(parents=True, exist_ok=True)
+        with open(args.workdir / f"{name}.txt", "w", encoding="utf-8") as log:
+            status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode
+        print(f"{name}: status {status}", flush=True)
+    lines = [text for name, arguments in found.items() if (text := line(name, arguments, args.workdir))]
+    if args.write:
+        page = PAGE.read_text(encoding="utf-8")
+        before, after = page.partition(BEGIN)[0], page.partition(END)[2]
+        PAGE.write_text("\n".join([before + BEGIN, "", *HEAD, *lines, "", END + after]), encoding="utf-8")
+    print(json.dumps({"ratios": {}, "goals": {}, "plans": len(lines), "of": len(found)}))
+
+
+HEAD = [
+    "| model | slice | data, fsdp, tensor | fits | GiB a chip | TFLOP a chip | GB sent a chip "
+    "| ms: compute / memory / network | tokens/s | MFU | command |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
+]
+
+
+if __name__ == "__main__":
+    main()
