@@ -22,7 +22,7 @@ def resampled_means(values: np.ndarray, resamples: int, rng: np.random.Generator
     distinct, counts = np.unique(np.asarray(values, np.float64), return_counts=True)
     n = int(counts.sum())
     if len(distinct) * 8 > n:  # values that hardly repeat: drawing rows is faster than drawing that many counts
-        return np.concatenate([drawn @ values / n for drawn in _drawn_counts(n, resamples, rng)])
+        return np.concatenate([drawn @ values / n for drawn in drawn_counts(n, resamples, rng)])
     return rng.multinomial(n, counts / n, size=resamples) @ distinct / n
 
 
@@ -40,8 +40,8 @@ def resampled_average_precisions(
     systems = [_ranking(positive[class_order], np.asarray(scores)[class_order]) for scores in scores_by_system]
     chunks = []
     for positive_counts, negative_counts in zip(
-        _drawn_counts(num_positive, resamples, rng, row_length=len(positive)),
-        _drawn_counts(len(positive) - num_positive, resamples, rng, row_length=len(positive)),
+        drawn_counts(num_positive, resamples, rng, row_length=len(positive)),
+        drawn_counts(len(positive) - num_positive, resamples, rng, row_length=len(positive)),
         strict=True,
     ):
         counts = np.concatenate([positive_counts, negative_counts], axis=1)
@@ -76,7 +76,7 @@ def mcnemar_p(right_a: np.ndarray, right_b: np.ndarray) -> float:
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def _drawn_counts(
+def drawn_counts(
     n: int, resamples: int, rng: np.random.Generator, row_length: int | None = None
 ) -> Iterator[np.ndarray]:
     """Yield chunks [resamples in chunk, n] of how often each of n rows is drawn in n draws with replacement.

@@ -41,6 +41,7 @@ def write_results(
     inputs: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     comparisons: Sequence[Mapping[str, Any]] = (),
+    statistics: Mapping[str, Any] | None = None,
     seconds: float,
     details: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -57,6 +58,7 @@ def write_results(
             "seconds": round(seconds, 3),
             "rows": list(rows),
             "comparisons": list(comparisons),
+            **({"statistics": dict(statistics)} if statistics else {}),
             **({"details": dict(details)} if details else {}),
         },
     )
