@@ -88,7 +88,7 @@ def drawn_counts(n: int, resamples: int, rng: np.random.Generator) -> Iterator[n
 
 
 def _counts_of_draws(n: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the same as bytes, [n, resamples]: a row's counts lie together, and nobody lives to see one drawn 256 times."""
+    """Return the same as bytes, [n, resamples], a row's counts side by side; none is drawn 256 times in a lifetime."""
     drawn = rng.integers(0, max(n, 1), size=(n, resamples))
     drawn *= resamples
     drawn += np.arange(resamples)
@@ -99,9 +99,9 @@ def _counts_of_draws(n: int, resamples: int, rng: np.random.Generator) -> np.nda
 class _Ranking:
     """Rows in the order of falling score; the rest of a ranking, after its last positive row, is left out.
 
-    Precision is wanted where recall rises: at the end of each run of ties that has positives. A stretch goes from behind
-    one such end to the next. `starts` are where stretches begin in `order`, `positive_starts` in `positives`, which are
-    the positive rows of `order`.
+    Precision is wanted where recall rises: at the end of each run of ties that has positives. A stretch goes from
+    behind one such end to the next. `starts` are where stretches begin in `order`, `positive_starts` in `positives`,
+    which are the positive rows of `order`.
     """
 
     order: np.ndarray

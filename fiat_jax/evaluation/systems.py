@@ -4,9 +4,9 @@ A system is a way of training, measured once a seed on the same rows; `crossed` 
 """
 
 import itertools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ FEWEST = 2_000
 
 # seed → predictions of the same rows; None is the seed of what is not trained, and the same to all seeds of others
 Seeds = Mapping[int | None, Sequence[Prediction]]
-K = TypeVar("K", bound=Hashable)
+Key = Any  # whatever names a system, and can be looked up by
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Measured:
         self,
         task: Task,
         rows: Sequence[Row],
-        systems: Mapping[K, Seeds],
+        systems: Mapping[Key, Seeds],
         means: Means = Means(),  # noqa: B008  frozen
         *,
         resamples: int = statistics.RESAMPLES,
@@ -84,7 +84,7 @@ class Measured:
         self._counts = {name: len(places) for name, places in groups.items()}
         ordered = {key: [aligned(task, rows, seeds[s]) for s in self._seeds[key]] for key, seeds in systems.items()}
         self._columns: dict[tuple[str, str], _Means | _Rankings] = {}
-        self._metrics: dict[Hashable, list[Metric]] = {key: [] for key in systems}
+        self._metrics: dict[Key, list[Metric]] = {key: [] for key in systems}
         for metric in find_metrics(task.metrics):
             having = {key: found for key, found in ordered.items() if _has(metric, found)}
             for key in having:
@@ -95,7 +95,7 @@ class Measured:
                 kind = _Rankings if metric.per_row is None else _Means
                 self._columns[metric.name, language] = kind(metric, task, of_language, resamples, rng)
 
-    def scores(self, key: Hashable) -> list[dict[str, Any]]:
+    def scores(self, key: Key) -> list[dict[str, Any]]:
         """Return {metric, language, value, ci95, se_rows, se_seeds, sd_seeds, n} of a system, per cent."""
         found = []
         for metric in self._metrics[key]:
@@ -107,7 +107,7 @@ class Measured:
                 )
         return found
 
-    def differences(self, a: Hashable, b: Hashable) -> list[dict[str, Any]]:
+    def differences(self, a: Key, b: Key) -> list[dict[str, Any]]:
         """Return {metric, language, difference, ci95, se_rows, se_seeds, sd_seeds, p, p_holm, test, n} of a minus b.
 
         Seed by seed, over those that both have. `p_holm` is corrected for the number of languages, and None for their
@@ -119,7 +119,7 @@ class Measured:
             rows = []
             for name, one, n, columns in self._crossed(metric, lambda c: c.difference(a, b, pairs), len(pairs)):
                 p, test = statistics.bootstrap_p(one.replicates), CROSSED
-                if columns is not None and metric.binary and len(pairs) == 1:
+                if isinstance(columns, _Means) and metric.binary and len(pairs) == 1:
                     p, test = columns.mcnemar(a, b, pairs[0]), MCNEMAR
                 low, high = statistics.interval(one.replicates)
                 rows.append(
@@ -132,7 +132,7 @@ class Measured:
             found += rows
         return found
 
-    def pairs(self, a: Hashable, b: Hashable) -> list[tuple[int, int]]:
+    def pairs(self, a: Key, b: Key) -> list[tuple[int, int]]:
         """Return the places of the seeds that are compared; none where the two share none."""
         ours, theirs = self._seeds[a], self._seeds[b]
         every = enumerate(ours), enumerate(theirs)
@@ -161,7 +161,7 @@ class _Means:
     """A metric that is a mean over rows, in one language."""
 
     def __init__(
-        self, metric: Metric, task: Task, systems: Mapping[Hashable, list[list[Prediction]]], resamples: int,
+        self, metric: Metric, task: Task, systems: Mapping[Key, list[list[Prediction]]], resamples: int,
         rng: np.random.Generator,
     ):  # fmt: skip
         self._values = {
@@ -170,14 +170,14 @@ class _Means:
         }
         self._resamples, self._state = resamples, rng.bit_generator.state
 
-    def of(self, key: Hashable) -> tuple[np.ndarray, np.ndarray]:
+    def of(self, key: Key) -> tuple[np.ndarray, np.ndarray]:
         return self._resampled(self._values[key])
 
-    def difference(self, a: Hashable, b: Hashable, pairs: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    def difference(self, a: Key, b: Key, pairs: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
         ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
         return self._resampled(self._values[a][ours] - self._values[b][theirs])
 
-    def mcnemar(self, a: Hashable, b: Hashable, pair: tuple[int, int]) -> float:
+    def mcnemar(self, a: Key, b: Key, pair: tuple[int, int]) -> float:
         return statistics.mcnemar_p(self._values[a][pair[0]], self._values[b][pair[1]])
 
     def _resampled(self, values_SN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +190,7 @@ class _Rankings:
     """Average precision in one language: all systems and seeds on the same redrawn rows."""
 
     def __init__(
-        self, metric: Metric, task: Task, systems: Mapping[Hashable, list[list[Prediction]]], resamples: int,
+        self, metric: Metric, task: Task, systems: Mapping[Key, list[list[Prediction]]], resamples: int,
         rng: np.random.Generator,
     ):  # fmt: skip
         keys = [(key, place) for key, seeds in systems.items() for place in range(len(seeds))]
@@ -201,16 +201,14 @@ class _Rankings:
         columns = [np.array([ranked_by(task, one) for one in systems[key][place]]) for key, place in keys]
         resamples = min(resamples, max(FEWEST, MANY_ELEMENTS // len(first)))
         replicates = statistics.resampled_average_precisions(positive, columns, resamples, rng)
-        values = [average_precision(positive, column) for column in columns]
-        self._of = {
-            key: tuple(np.array([x[keys.index((key, i))] for i in range(len(seeds))]) for x in (values, replicates))
-            for key, seeds in systems.items()
-        }
+        values = np.array([average_precision(positive, column) for column in columns])
+        places = {key: [keys.index((key, i)) for i in range(len(seeds))] for key, seeds in systems.items()}
+        self._of = {key: (values[of], replicates[of]) for key, of in places.items()}
 
-    def of(self, key: Hashable) -> tuple[np.ndarray, np.ndarray]:
+    def of(self, key: Key) -> tuple[np.ndarray, np.ndarray]:
         return self._of[key]
 
-    def difference(self, a: Hashable, b: Hashable, pairs: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    def difference(self, a: Key, b: Key, pairs: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
         ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
         (values_a, of_a), (values_b, of_b) = self._of[a], self._of[b]
         return values_a[ours] - values_b[theirs], of_a[ours] - of_b[theirs]

@@ -78,7 +78,8 @@ def _pairs(systems: Mapping[tuple[Any, ...], Sequence[Scored]], against: str):
 def _calibrations(task: Task, cells: Sequence[Scored]):
     """Yield the calibration error and the bins of each cell that ranked candidates, over the rows of all languages."""
     metric = next((one for one in find_metrics((*task.metrics, "accuracy")) if one.binary), None)
-    assert metric is not None and metric.per_row is not None
+    assert metric is not None
+    assert metric.per_row is not None
     for cell in cells:
         sure = confidences(cell.predictions)
         if sure is None:

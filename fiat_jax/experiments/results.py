@@ -10,6 +10,7 @@ from rich.table import Table
 from fiat_jax.experiments.files import ALL, SCHEMA, file_hash, write_json
 from fiat_jax.experiments.runtime import hardware, versions
 
+
 def source_of(source: str) -> dict[str, Any]:
     """Return a data source's name, and the hash of its content where it is a file."""
     return {"path": source, "sha256": file_hash(source) if Path(source).is_file() else None}

@@ -1,4 +1,4 @@
-"""rows.jsonl: the reported rows as θ_τ reads them, with what θ_β wrote, so that a report needs no store and no model."""
+"""rows.jsonl: the reported rows as θ_τ reads them, with what θ_β wrote, so that a report needs no store."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from fiat_jax.data.examples import content_key
 from fiat_jax.experiments.bench import Bench, Cell
 from fiat_jax.experiments.results import file_hash
-from fiat_jax.store import Record, ReasoningStore
+from fiat_jax.store import ReasoningStore, Record
 from fiat_jax.tasks.task import Row, row_key
 
 ROWS = "rows.jsonl"
@@ -26,7 +26,9 @@ def write_rows(bench: Bench, cells: Sequence[Cell], against: str, workdir: Path)
     records = _records(bench)
     lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in _shown(bench, cell, records)]
     unfinished = path.with_name(f".{ROWS}.tmp")
-    unfinished.write_text("".join(lines), "utf-8", errors="backslashreplace")  # half an emoji: a completion that was cut
+    unfinished.write_text(
+        "".join(lines), "utf-8", errors="backslashreplace"
+    )  # half an emoji: a completion that was cut
     unfinished.replace(path)
     data = bench.run.data
     splits = {data.train_split: bench.train_rows, data.report_split: bench.report_rows}
@@ -77,7 +79,7 @@ def _shown(bench: Bench, cell: Cell | None, records: Mapping[str, Sequence[Recor
 
 
 def _tokens(bench: Bench, rows: Sequence[Row], records: Mapping[str, Sequence[Record]]) -> dict[str, int]:
-    """Return θ_β's tokens for rows, all samples; `counted` are the rows whose tokens are known (imported ones' are not)."""
+    """Return θ_β's tokens for rows, all samples; `counted` are the rows whose tokens are known, not imported."""
     found = {"rows": len(rows), "counted": 0, **dict.fromkeys(TOKENS, 0)}
     for row in rows:
         of_row = [one for one in records.get(row_key(bench.task, row), ()) if one.completion_tokens is not None]

@@ -69,9 +69,7 @@ def value(predictions, metric, language):
 def test_scores_are_means_of_seeds_by_language_and_over_them(measured):
     rows = measured.scores("fiat")
     for metric in TASK.metrics:
-        by_seed = {
-            lang: np.array([value(one, metric, lang) for one in SYSTEMS["fiat"].values()]) for lang in SIZES
-        }
+        by_seed = {lang: np.array([value(one, metric, lang) for one in SYSTEMS["fiat"].values()]) for lang in SIZES}
         macro = np.mean(list(by_seed.values()), axis=0)
         for lang, values in by_seed.items():
             row = only(rows, metric=metric, language=lang)

@@ -29,7 +29,9 @@ def write_report(workdirs: Sequence[Path], outputs: Sequence[Path], rates: Rates
         raise UserError(f"a report is of one run, or of two to compare; {len(workdirs)} were named")
     if most_rows < 1:
         raise UserError(f"--rows={most_rows}: show one row at least")
-    report = assemble([read_run(path, name) for path, name in zip(workdirs, _names(workdirs), strict=True)], rates, most_rows)
+    report = assemble(
+        [read_run(path, name) for path, name in zip(workdirs, _names(workdirs), strict=True)], rates, most_rows
+    )
     written = [FORMS[output.suffix](report) for output in outputs]
     for output, text in zip(outputs, written, strict=True):
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -62,8 +62,8 @@ def pairs_of(run: Finished, a: str, b: str) -> list[Pair]:
             ours, theirs = (run.seeds_of(name, size, theta_tau) for name in (a, b))
             both = sorted(ours.keys() & theirs.keys())
             if both:
-                cells = ({seed: side[seed] for seed in both} for side in (ours, theirs))
-                found.append(Pair(run, size, a, b, *cells, theta_tau))
+                of_a, of_b = ({seed: side[seed] for seed in both} for side in (ours, theirs))
+                found.append(Pair(run, size, a, b, of_a, of_b, theta_tau))
     return found
 
 
@@ -81,7 +81,9 @@ def difference(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict
     """Return a minus b in points over language → [seeds, rows] of the same rows, the mean of languages."""
     by_language = [a[name] - b[name] for name in a]
     num_seeds = len(by_language[0])
-    replicates = [resampled_means_by_seed(v, RESAMPLES, _generator(name)) for name, v in zip(a, by_language, strict=True)]
+    replicates = [
+        resampled_means_by_seed(v, RESAMPLES, _generator(name)) for name, v in zip(a, by_language, strict=True)
+    ]
     values = np.mean([one.mean(1) for one in by_language], axis=0)
     found = cross(values, np.mean(replicates, axis=0), seed_draws(num_seeds, RESAMPLES, _generator("seeds of these")))
     low, high = interval(found.replicates)

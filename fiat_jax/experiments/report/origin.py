@@ -5,7 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fiat_jax.experiments.files import ALL
-from fiat_jax.experiments.report.content import DASH, LeftOut, Section, Table, Text, count, interval, number, signed, sized
+from fiat_jax.experiments.report.content import (
+    DASH,
+    LeftOut,
+    Section,
+    Table,
+    Text,
+    count,
+    interval,
+    signed,
+    sized,
+)
 from fiat_jax.experiments.report.measure import difference, main_metric, same_rows, values_of
 from fiat_jax.experiments.report.read import Finished
 from fiat_jax.experiments.report.scores import label
@@ -14,13 +24,17 @@ from fiat_jax.experiments.report.scores import label
 def origin(run: Finished) -> Section:
     """Return inputs with their hashes, versions, hardware and settings."""
     results = run.results
-    groups = [("Inputs", dict(_flat(results["inputs"]))), ("Versions", results["versions"]), ("Hardware", results["hardware"])]
+    groups = [
+        ("Inputs", dict(_flat(results["inputs"]))),
+        ("Versions", results["versions"]),
+        ("Hardware", results["hardware"]),
+    ]
     parts: list[Any] = [
         Table(title, ["what", "value"], [[name, _text(value)] for name, value in found.items()], [found])
         for title, found in groups
     ]
     cells = [
-        [name, number(facts.get("learning_rate"), 6).rstrip("0"), count(facts.get("best_step")), count(facts["rows_trained_on"]),
+        [name, f"{facts['learning_rate']:g}", count(facts["best_step"]), count(facts["rows_trained_on"]),
          count(facts["trained_parameters"]), facts["selected_on"] or DASH]
         for name, facts in run.cells.items() if "learning_rate" in facts
     ]  # fmt: skip
@@ -36,7 +50,10 @@ def origin(run: Finished) -> Section:
 def versus(a: Finished, b: Finished) -> Section | LeftOut:
     """Return systems that both runs have, the second minus the first, and what their settings differ in."""
     title, metric = "The two runs", main_metric(a)
-    named = [{(label(run, row), row["size"], row["metric"]): row for row in run.systems if row["language"] == ALL} for run in (a, b)]
+    named = [
+        {(label(run, row), row["size"], row["metric"]): row for row in run.systems if row["language"] == ALL}
+        for run in (a, b)
+    ]
     both = [key for key in named[0] if key in named[1]]
     if not both:
         return LeftOut(title, "the runs have no system of one name, size and metric in common")
@@ -60,14 +77,16 @@ def versus(a: Finished, b: Finished) -> Section | LeftOut:
     if lines:
         parts.append(Text("Settings that differ", "\n".join(lines)))
     inputs = [dict(_flat(run.results["inputs"])) for run in (a, b)]
-    apart = [[name, _text(inputs[0].get(name)), _text(inputs[1].get(name))]
-             for name in dict.fromkeys((*inputs[0], *inputs[1])) if inputs[0].get(name) != inputs[1].get(name)]  # fmt: skip
+    names = [name for name in dict.fromkeys((*inputs[0], *inputs[1])) if inputs[0].get(name) != inputs[1].get(name)]
+    apart = [[name, _text(inputs[0].get(name)), _text(inputs[1].get(name))] for name in names]
     if apart:
         parts.append(Table("Inputs that differ", ["what", a.name, b.name], apart))
     return Section("versus", title, f"{b.name} against {a.name}.", parts)
 
 
-def _paired(a: Finished, b: Finished, one: Mapping[str, Any], other: Mapping[str, Any], metric: str) -> dict[str, Any] | None:
+def _paired(
+    a: Finished, b: Finished, one: Mapping[str, Any], other: Mapping[str, Any], metric: str
+) -> dict[str, Any] | None:
     """Return the second minus the first on the same rows; None where they have other rows or no seed in common."""
     cells = [run.seeds_of(row["paradigm"], row["size"], row["theta_tau"]) for run, row in ((a, one), (b, other))]
     seeds = sorted(cells[0].keys() & cells[1].keys())

@@ -33,7 +33,7 @@ def in_script(value: Any) -> Markup:
 
 
 def _asset(name: str) -> str:
-    return files(__package__).joinpath(name).read_text("utf-8")
+    return files("fiat_jax.experiments.report").joinpath(name).read_text("utf-8")
 
 
 def _digest(script: str) -> str:
@@ -44,6 +44,8 @@ def _digest(script: str) -> str:
 def _environment() -> Environment:
     made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     kinds = {"table": Table, "figure": Figure, "browser": Browser, "text": Text}
-    made.tests |= {name: functools.partial(lambda kind, value: isinstance(value, kind), kind) for name, kind in kinds.items()}
+    made.tests |= {
+        name: functools.partial(lambda kind, value: isinstance(value, kind), kind) for name, kind in kinds.items()
+    }
     made.filters |= {"in_script": in_script, "markup": Markup}
     return made

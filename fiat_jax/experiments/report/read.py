@@ -96,7 +96,9 @@ def read_run(workdir: Path, name: str) -> Finished:
     """
     path = workdir / "results.json"
     if not path.is_file():
-        raise UserError(f"{workdir} has no results.json: name the --workdir of a finished train, experiment or evaluate")
+        raise UserError(
+            f"{workdir} has no results.json: name the --workdir of a finished train, experiment or evaluate"
+        )
     try:
         results = json.loads(path.read_text("utf-8"))
         schema = results["schema"]
@@ -108,7 +110,11 @@ def read_run(workdir: Path, name: str) -> Finished:
         raise UserError(f"{path} has no rows to report")
     settings = workdir / "config.gin"
     return Finished(
-        name, workdir, results, _read_rows(workdir / ROWS, results), settings.read_text("utf-8") if settings.is_file() else ""
+        name,
+        workdir,
+        results,
+        _read_rows(workdir / ROWS, results),
+        settings.read_text("utf-8") if settings.is_file() else "",
     )
 
 

@@ -57,18 +57,25 @@ def gains(run: Finished) -> Section | LeftOut:
     told = [f"{signed(g.correlation, 2)} [{signed(g.ci95[0], 2)}, {signed(g.ci95[1], 2)}]" for g in found.values()]
     columns = ["language", *(_of(pair) for pair in pairs)]
     records = [
-        {"size": pair.size, "theta_tau": pair.theta_tau, "a": pair.a, "b": pair.b, "baselines": g.baselines, "gains": g.gains}
+        {
+            "size": pair.size,
+            "theta_tau": pair.theta_tau,
+            "a": pair.a,
+            "b": pair.b,
+            "baselines": g.baselines,
+            "gains": g.gains,
+        }
         | {"rank_correlation": g.correlation, "ci95": g.ci95}
         for pair, g in found.items()
     ]
     table = Table("Score without reasoning → gain", columns, [*shown, ["rank correlation", *told]], records)
     pair, last = list(found.items())[-1]
     points = {language: (last.baselines[language], last.gains[language]) for language in run.languages}
-    seen = f"Gain of reasoning over the score without it, {len(points)} languages, {_of(pair)}: rank correlation {told[-1]}."
+    seen = f"Gain of reasoning over the score without it, {len(points)} languages, {_of(pair)}: correlation {told[-1]}."
     svg = figures.scatter("gains", title, seen, points, f"{metric} without reasoning, %", "gain, points")
     text = (
-        f"{pair.a} minus {pair.b} in {metric}, mean of the seeds. Score and gain are of disjoint halves of the rows, over "
-        f"2,000 halvings, so that a language that scores low by chance does not seem to gain by chance.{_unlike(pair)}"
+        f"{pair.a} minus {pair.b} in {metric}, mean of the seeds. Score and gain are of disjoint halves of the rows, "
+        f"over 2,000 halvings, so that a language that scores low by chance does not seem to gain much.{_unlike(pair)}"
     )
     return Section("gains", title, text, [Figure("gains", "Gain over score", seen, svg), table])
 
@@ -103,8 +110,12 @@ def two_by_two(run: Finished, most: int) -> Section | LeftOut:
         for seed in pair.cells_a:
             kinds = _kinds(pair, seed, metric)
             counts = [sum(kind == name for kind in kinds.values()) for name in KINDS]
-            shown.append([_of(pair), str(seed), *map(count, counts), signed(100 * (counts[0] - counts[1]) / len(kinds))])
-            records.append({"size": pair.size, "seed": seed, "a": pair.a, "b": pair.b, **dict(zip(KINDS, counts, strict=True))})
+            shown.append(
+                [_of(pair), str(seed), *map(count, counts), signed(100 * (counts[0] - counts[1]) / len(kinds))]
+            )
+            records.append(
+                {"size": pair.size, "seed": seed, "a": pair.a, "b": pair.b, **dict(zip(KINDS, counts, strict=True))}
+            )
     table = Table("Rows, by size and seed", ["trained on", "seed", *KINDS, "helped − hurt, %"], shown, records)
     pair, seed = pairs[-1], min(pairs[-1].cells_a)
     kinds = _kinds(pair, seed, metric)
@@ -114,8 +125,12 @@ def two_by_two(run: Finished, most: int) -> Section | LeftOut:
         [[f"{pair.b} right", count(counts[KINDS[2]]), f"{count(counts['hurt'])} (hurt)"],
          [f"{pair.b} wrong", f"{count(counts['helped'])} (helped)", count(counts[KINDS[3]])]],
     )  # fmt: skip
-    right = "Right: the prediction is" if is_binary(metric) else f"Right: {metric} of {RIGHT:g} or more; the prediction is"
-    text = f"{pair.a} is with reasoning, {pair.b} without. {right} compared with the gold answer by {metric}.{_unlike(pair)}"
+    right = (
+        "Right: the prediction is" if is_binary(metric) else f"Right: {metric} of {RIGHT:g} or more; the prediction is"
+    )
+    text = (
+        f"{pair.a} has reasoning, {pair.b} has none. {right} compared with the gold answer by {metric}.{_unlike(pair)}"
+    )
     browser = Browser(list(_rows(pair, seed, kinds, most)), KINDS, len(kinds))
     return Section("rows", title, text, [square, table, browser])
 
@@ -162,7 +177,7 @@ def audit(run: Finished) -> Section | LeftOut:
     counts, edges = np.histogram(words, bins=min(20, max(1, len(set(words)))))
     seen = f"Words of the reasoning about a row: median {np.median(words):.0f}, from {min(words)} to {max(words)}."
     svg = figures.histogram("lengths", title, seen, edges.tolist(), counts.tolist(), "words of reasoning")
-    note = "Intervals of the share that is right are Wilson's, 95%. A text is cut where θ_β stopped at its limit of tokens."
+    note = "Intervals of the share that is right are Wilson's, 95%. A text is cut where θ_β came to its limit."
     parts = [Table("Reasoning by language", columns, rows, records, note), Figure("lengths", "Length", seen, svg)]
     cuts = _cuts(run)
     return Section("reasoning", title, f"What θ_β wrote about the {count(len(told))} reported rows.", [*parts, *cuts])
@@ -176,10 +191,14 @@ def _cuts(run: Finished) -> list[Table]:
         for language, kinds in (facts.get("truncations") or {}).items()
         for kind, cut in kinds.items()
     ]
-    return [Table("Cut by the length budget of θ_τ", ["cell", "language", "what", "rows", "tokens"], rows)] if rows else []
+    return (
+        [Table("Cut by the length budget of θ_τ", ["cell", "language", "what", "rows", "tokens"], rows)] if rows else []
+    )
 
 
-def _right_answers(run: Finished, metric: str | None, icl: Mapping[int, str], told: Mapping[str, Any]) -> dict[str, bool]:
+def _right_answers(
+    run: Finished, metric: str | None, icl: Mapping[int, str], told: Mapping[str, Any]
+) -> dict[str, bool]:
     """Return whether θ_β's answer is the label: by the main metric where its answers were scored, else as a text."""
     found = {row_id: row["large_answer"] == row["gold"] for row_id, row in told.items()}
     if metric and icl:
@@ -207,7 +226,7 @@ def _kinds(pair: Pair, seed: int, metric: str) -> dict[str, str]:
 
 
 def _rows(pair: Pair, seed: int, kinds: Mapping[str, str], most: int) -> Iterator[dict[str, Any]]:
-    """Yield rows to look at, in their order; of more than `most` the first of each kind, as many of one as of another."""
+    """Yield rows to look at, in their order; of more than `most` the first of each kind, as many of each."""
     kept: set[str] = set()
     ids = {name: [row_id for row_id, kind in kinds.items() if kind == name] for name in KINDS}
     for rank in range(max(map(len, ids.values()))):

@@ -7,7 +7,6 @@ from typing import Any
 from fiat_jax.experiments.files import ALL
 from fiat_jax.experiments.report import figures
 from fiat_jax.experiments.report.content import (
-    DASH,
     Figure,
     LeftOut,
     Section,
@@ -63,7 +62,7 @@ def _seeds_note(rows: Sequence[Record]) -> str:
         return "One seed: intervals are about the choice of rows, not about the seed of the training."
     spread = [row["sd_seeds"] for row in rows if row["sd_seeds"] is not None]
     return (
-        f"Means of up to {most} seeds; intervals are about the choice of rows and of seeds. Between seeds scores have a "
+        f"Means of up to {most} seeds; intervals are about the choice of rows and of seeds. Scores of seeds have a "
         f"standard deviation of {number(min(spread))} to {number(max(spread))} points."
     )
 
@@ -95,7 +94,9 @@ def _differences(title: str, rows: Sequence[Record]) -> Table:
         for row in rows
     ]  # fmt: skip
     columns = ["difference", "trained on", "points", "p", "seeds", "s.e. of rows", "s.e. of seeds"]
-    return Table(title, columns, shown, rows, "On the same rows, seed by seed. p is not corrected for the number of pairs.")
+    return Table(
+        title, columns, shown, rows, "On the same rows, seed by seed. p is not corrected for the number of pairs."
+    )
 
 
 def languages(run: Finished) -> Section | LeftOut:
@@ -118,7 +119,13 @@ def languages(run: Finished) -> Section | LeftOut:
         if rows:
             columns = ["language", "difference", "points", "p", "p (Holm)"]
             shown = [
-                [row["language"], f"{row['a']} − {row['b']}", interval(row, "difference"), p_value(row["p"]), p_value(row["p_holm"])]
+                [
+                    row["language"],
+                    f"{row['a']} − {row['b']}",
+                    interval(row, "difference"),
+                    p_value(row["p"]),
+                    p_value(row["p_holm"]),
+                ]
                 for row in rows
             ]
             note = "Holm's p is corrected for the number of languages of a pair."
@@ -152,29 +159,30 @@ def calibrations(run: Finished) -> Section | LeftOut:
     if not cells:
         return LeftOut(title, "no system ranked candidates, so none has a confidence")
     known = run.cells
-    size = max(known[cell["cell"]]["size"] or 0 for cell in cells)
-    shown = [
-        [cell["cell"], number(cell["error"]), number(cell["confidence"]), number(cell["right"]), count(cell["n"])]
-        for cell in cells
-    ]
-    found, seen = [], set()
+    largest = max(known[cell["cell"]]["size"] or 0 for cell in cells)
+    systems: dict[tuple[str, int], list[Record]] = {}
     for cell in cells:
         of = known[cell["cell"]]
-        if (of["size"] or 0) == size and label(run, of) not in seen:  # the first seed of each
-            seen.add(label(run, of))
+        systems.setdefault((label(run, of), of["size"] or 0), []).append(cell)
+    keys = "error", "confidence", "right"
+    means = {at: [number(sum(one[key] for one in of) / len(of)) for key in keys] for at, of in systems.items()}
+    shown = [[name, sized(size), *means[name, size], count(len(of))] for (name, size), of in systems.items()]
+    found = []
+    for (name, trained_on), (cell, *_) in systems.items():
+        if trained_on == largest:
             bins = ([100 * one[key] for one in cell["bins"]] for key in ("confidence", "right"))
-            found.append(figures.Line(label(run, of), *bins))
-    told = f"Share of right answers over confidence at {sized(size)}, one seed; on the diagonal both are equal."
-    columns = ["cell", "error", "mean confidence", "right", "rows"]
-    note = "Expected calibration error over 15 bins of equal width, %; above 0 by chance too where rows are few."
+            found.append(figures.Line(name, *bins))
+    told = f"Share of right answers over confidence at {sized(largest)}, one seed; on the diagonal both are equal."
+    columns = ["system", "trained on", "error", "mean confidence", "right", "seeds"]
+    note = (
+        f"Expected calibration error of {count(cells[0]['n'])} rows over 15 bins of equal width, %, mean of the seeds; "
+        "above 0 by chance too where rows are few."
+    )
     parts = [
-        Figure("reliability", "Confidence and being right", told, figures.reliability("reliability", title, told, found)),
+        Figure(
+            "reliability", "Confidence and being right", told, figures.reliability("reliability", title, told, found)
+        ),
         Table("Calibration error", columns, shown, cells, note),
     ]
     text = "Confidence is the probability of the answer among its candidates, over the rows of all languages."
     return Section("calibration", title, text, parts)
-
-
-def name_of(row: Mapping[str, Any]) -> str:
-    """Return a path's last part."""
-    return PurePath(row["theta_tau"]).name if row["theta_tau"] else DASH

@@ -9,8 +9,8 @@ from fiat_jax.experiments.report.content import Report, Table
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "→": r"$\to$", "×": r"$\times$", "·": r"$\cdot$",
-    "β": r"$\beta$", "θ": r"$\theta$", "τ": r"$\tau$", "<": r"\textless{}", ">": r"\textgreater{}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "→": r"$\to$", "×": r"$\times$",
+    "·": r"$\cdot$", "β": r"$\beta$", "θ": r"$\theta$", "τ": r"$\tau$", "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~])")
 
@@ -21,7 +21,14 @@ def as_markdown(report: Report) -> str:
     for section in report.sections:
         lines += [f"## {_marked(section.title)}", "", *([_marked(section.text), ""] if section.text else [])]
         for table in section.tables:
-            lines += [f"**{_marked(table.title)}**", "", _line(table.columns), _rule(table), *map(_line, table.rows), ""]
+            lines += [
+                f"**{_marked(table.title)}**",
+                "",
+                _line(table.columns),
+                _rule(table),
+                *map(_line, table.rows),
+                "",
+            ]
             lines += [_marked(table.note), ""] if table.note else []
     if report.left_out:
         lines += ["## Left out", "", *(f"- {_marked(one.title)}: {_marked(one.reason)}" for one in report.left_out), ""]

@@ -54,11 +54,15 @@ def curves(run: Finished) -> Section | LeftOut:
         steps = sorted({step for one in found for step in one.x})
         at = [dict(zip(one.x, one.y, strict=True)) for one in found]
         rows = [[count(step), *(number(one.get(step)) for one in at)] for step in steps]
-        records = [{"step": step, **{one.label: y.get(step) for one, y in zip(found, at, strict=True)}} for step in steps]
+        records = [
+            {"step": step, **{one.label: y.get(step) for one, y in zip(found, at, strict=True)}} for step in steps
+        ]
         table = Table(f"Learning curves, {sized(size)}", ["step", *(one.label for one in found)], rows, records)
         parts.append(Figure(figure_id, sized(size), told, svg, table))
     rows = next(iter(known.values()))["rows_selected_on"]
-    text = f"Of the chosen learning rate, the mean of the seeds, on selection rows ({count(rows)} at the smallest size)."
+    text = (
+        f"Of the chosen learning rate, the mean of the seeds, on selection rows ({count(rows)} at the smallest size)."
+    )
     return Section("curves", title, text, parts)
 
 
@@ -70,9 +74,7 @@ def cost(run: Finished, rates: Rates) -> Section | LeftOut:
     metric = run.metrics[0]
     tokens, bills = run.results["inputs"].get("rows", {}).get("theta_beta_tokens", {}), []
     scores = {
-        (label(run, row), row["size"]): row
-        for row in run.systems
-        if (row["metric"], row["language"]) == (metric, ALL)
+        (label(run, row), row["size"]): row for row in run.systems if (row["metric"], row["language"]) == (metric, ALL)
     }
     for (name, size), row in scores.items():
         cells = [cell for cell in trained if (label(run, cell), cell["size"]) == (name, size)]
@@ -81,8 +83,9 @@ def cost(run: Finished, rates: Rates) -> Section | LeftOut:
         seconds = float(np.mean([cell["seconds"] for cell in cells])) if cells else 0.0
         read = _tokens(tokens, row, size or 0)
         bills.append({
-            "system": name, "paradigm": row["paradigm"], "theta_tau": row["theta_tau"], "size": size, "value": row["value"],
-            "theta_beta_tokens": sum(read) if read else None, "seconds": seconds, "money": _money(rates, read, seconds),
+            "system": name, "paradigm": row["paradigm"], "theta_tau": row["theta_tau"], "size": size,
+            "value": row["value"], "theta_beta_tokens": sum(read[:2]) if read else None, "seconds": seconds,
+            "money": _money(rates, read, seconds),
         })  # fmt: skip
     rows = []
     for bill in bills:
@@ -94,7 +97,13 @@ def cost(run: Finished, rates: Rates) -> Section | LeftOut:
             for what in ("theta_beta_tokens", "seconds", "money")
             if base and gain and gain > 0 and bill[what] is not None and base[what] is not None
         }
-        row = [bill["system"], sized(bill["size"]), number(bill["value"]), count(bill["theta_beta_tokens"]), count(bill["seconds"])]
+        row = [
+            bill["system"],
+            sized(bill["size"]),
+            number(bill["value"]),
+            count(bill["theta_beta_tokens"]),
+            count(bill["seconds"]),
+        ]
         row += [money(bill["money"]) if bill["money"] is not None else DASH] if rates.given else []
         per = bill["per_point"]
         row += [f"{signed(gain)} over {base['system']}" if base else DASH, _signed_count(per.get("theta_beta_tokens"))]
@@ -111,12 +120,14 @@ def cost(run: Finished, rates: Rates) -> Section | LeftOut:
     devices = run.results["hardware"]
     text = f"On {count(devices['devices'])} × {devices['device']}."
     if not rates.given:
-        text += " For money give --price_prompt and --price_completion (a million tokens), --price_hour (of the devices)."
+        text += (
+            " For money give --price_prompt and --price_completion (a million tokens), --price_hour (of the devices)."
+        )
     return Section("cost", title, text, [Table("Cost of a system", columns, rows, bills, note)])
 
 
 def _tokens(by_split: Mapping[str, Any], row: Mapping[str, Any], size: int) -> tuple[float, float, float] | None:
-    """Return prompt, completion and cached tokens for the rows of training and report; None where they are not known."""
+    """Return prompt, completion and cached tokens for the rows of training and report; None: they are not known."""
     if row["theta_beta"] is None:
         return 0.0, 0.0, 0.0
     found = np.zeros(3)
@@ -124,7 +135,9 @@ def _tokens(by_split: Mapping[str, Any], row: Mapping[str, Any], size: int) -> t
         if not told["counted"]:
             return None
         rows = told["rows"] if split == row["split"] else size
-        each = np.array([told[name] for name in ("prompt_tokens", "completion_tokens", "cached_tokens")]) / told["counted"]
+        each = (
+            np.array([told[name] for name in ("prompt_tokens", "completion_tokens", "cached_tokens")]) / told["counted"]
+        )
         found += each * rows
     return (float(found[0]), float(found[1]), float(found[2])) if by_split else None
 
