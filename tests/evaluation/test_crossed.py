@@ -93,6 +93,7 @@ def test_an_interval_of_rows_alone_misses_the_truth_where_seeds_differ():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("num_seeds", [2, 3, 5, 10])
 @pytest.mark.parametrize(("n", "sd_seeds"), [(300, 0.0), (300, 0.01), (300, 0.03), (4_000, 0.02)])
 def test_coverage_over_many_samples(num_seeds, n, sd_seeds):
