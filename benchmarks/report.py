@@ -108,13 +108,15 @@ def main() -> None:
         command = [sys.executable, "-m", "fiat_jax", "report", str(workdir), f"--out={page}"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         reported, size = time.perf_counter() - begun, page.stat().st_size
-    print(
-        f"{given.rows:,} rows × {given.systems} systems × {given.seeds} seeds: statistics {computed:.1f} s ({cpu:.1f} s of"
-    )
-    print(f"one core), report {reported:.1f} s, a page of {size / 1e6:.1f} MB")
+    print(f"{given.rows:,} rows × {given.systems} systems × {given.seeds} seeds: statistics {computed:.1f} s ", end="")
+    print(f"({cpu:.1f} s of one core), report {reported:.1f} s, a page of {size / 1e6:.1f} MB")
     total = computed + reported
-    print(json.dumps({"ratios": {"goal / seconds": GOAL_SECONDS / total}, "goals": {"goal / seconds": 1.0},
-                      "seconds": {"statistics": computed, "report": reported}}))  # fmt: skip
+    seconds = {"statistics": computed, "report": reported}
+    print(
+        json.dumps(
+            {"ratios": {"goal / seconds": GOAL_SECONDS / total}, "goals": {"goal / seconds": 1.0}, "seconds": seconds}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -247,7 +247,7 @@ def test_figures_change_with_the_predictions_or_not_at_all(run, tmp_path):
     workdir = small(tmp_path / "run")
     path = workdir / "predictions" / "fiat-200-seed0.jsonl"
     path.write_text(path.read_text().replace('"yes"', '"no"', 1))
-    with pytest.raises(UserError, match="is not the file that results.json was written of"):
+    with pytest.raises(UserError, match=r"is not the file that results\.json was written of"):
         write_report([workdir], [tmp_path / "r.md"], Rates())
     assert not (tmp_path / "r.md").exists()
 

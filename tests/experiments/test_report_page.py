@@ -1,4 +1,4 @@
-"""The report in a real browser: narrow and wide, by day and by night, by keyboard, and with harmful texts in its rows."""
+"""The report in a real browser: narrow and wide, by day and by night, by keyboard, and with harmful texts."""
 
 import re
 import shutil
