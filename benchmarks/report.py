@@ -98,10 +98,11 @@ def main() -> None:
             for language in (*LANGUAGES, "all")
         ]
         hashes = {cell: file_hash(workdir / "predictions" / f"{cell}.jsonl") for cell in seeds}
-        inputs = {"predictions": hashes, "rows": {"sha256": file_hash(workdir / "rows.jsonl"), "theta_beta_tokens": {}}}
+        told = {"sha256": file_hash(workdir / "rows.jsonl"), "theta_beta_tokens": {}}
+        inputs = {"predictions": hashes, "rows": told}
         write_json(workdir / "results.json", {
-            "schema": SCHEMA, "verb": "experiment", "inputs": inputs, "versions": {}, "rows": results, "comparisons": [],
-            "hardware": {"device": "none", "devices": 1}, "seconds": 0.0, "statistics": statistics,
+            "schema": SCHEMA, "verb": "experiment", "inputs": inputs, "versions": {}, "rows": results,
+            "comparisons": [], "hardware": {"device": "none", "devices": 1}, "seconds": 0.0, "statistics": statistics,
             "details": {"cells": {}, "learning_rates": []},
         })  # fmt: skip
         page, begun = workdir / "report.html", time.perf_counter()
