@@ -89,11 +89,12 @@ class Measured:
             having = {key: found for key, found in ordered.items() if _has(metric, found)}
             for key in having:
                 self._metrics[key].append(metric)
+            draws = resamples if metric.per_row else min(resamples, max(FEWEST, MANY_ELEMENTS // len(rows)))
             for language, places in groups.items():
                 of_language = {key: [[one[i] for i in places] for one in seeds] for key, seeds in having.items()}
                 rng = self._generator(metric.name, language)
                 kind = _Rankings if metric.per_row is None else _Means
-                self._columns[metric.name, language] = kind(metric, task, of_language, resamples, rng)
+                self._columns[metric.name, language] = kind(metric, task, of_language, draws, rng)
 
     def scores(self, key: Key) -> list[dict[str, Any]]:
         """Return {metric, language, value, ci95, se_rows, se_seeds, sd_seeds, n} of a system, per cent."""
@@ -199,7 +200,6 @@ class _Rankings:
         first = systems[keys[0][0]][0]
         positive = np.array([one.gold == task.positive_label for one in first])
         columns = [np.array([ranked_by(task, one) for one in systems[key][place]]) for key, place in keys]
-        resamples = min(resamples, max(FEWEST, MANY_ELEMENTS // len(first)))
         replicates = statistics.resampled_average_precisions(positive, columns, resamples, rng)
         values = np.array([average_precision(positive, column) for column in columns])
         places = {key: [keys.index((key, i)) for i in range(len(seeds))] for key, seeds in systems.items()}
