@@ -88,6 +88,15 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", help="the split to score; else the one that --data names, or validation")
     evaluate.add_argument("--workdir", type=_place, required=True, help="where results are written")
 
+    report = verb("report", "a finished run as a page, or two runs compared; tables for other documents", gin=False)
+    report.add_argument("workdir", type=Path, nargs="+", help="working directory of a finished run; two are compared")
+    outputs = "what is written, by suffix: .html, .md, .json, .tex; repeatable"
+    report.add_argument("--out", type=Path, action="append", required=True, metavar="FILE", help=outputs)
+    report.add_argument("--rows", type=int, default=1000, help="how many rows the page has to browse")
+    for name, of in (("prompt", "a million prompt tokens of θ_β"), ("completion", "a million answer tokens of θ_β")):
+        report.add_argument(f"--price_{name}", type=float, metavar="MONEY", help=f"of {of}")
+    report.add_argument("--price_hour", type=float, metavar="MONEY", help="of an hour of the run's devices")
+
     predict = verb("predict", "answer the rows of a file with a trained bundle")
     predict.add_argument("bundle", help="working directory of `fiat train`, or a bundle")
     predict.add_argument("source", help="rows to answer")

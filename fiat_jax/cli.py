@@ -88,6 +88,7 @@ VERBS = {
     "reason_verify": "reason",
     "train": "train",
     "experiment": "train",
+    "report": "report",
     "evaluate": "bundle",
     "predict": "bundle",
     "export": "bundle",

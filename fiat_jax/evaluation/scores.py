@@ -35,7 +35,7 @@ def check_metrics(task: Task, rows: Sequence[Row]) -> None:
         if task.positive_label is None:
             raise UserError(f"task {task.name}: metric {metric.name} needs positive_label, the label to rank by")
         answers = [row[task.answer_field] for row in rows]
-        for language, group in _by_language([task.language(row) for row in rows], answers).items():
+        for language, group in by_language([task.language(row) for row in rows], answers).items():
             if task.positive_label not in group:
                 raise UserError(
                     f"task {task.name}: {metric.name} is undefined for language {language!r}, none of whose "
@@ -117,11 +117,11 @@ def _measure_all(
     """Yield each metric with what it measures in each language, of one system or of the first minus the second."""
     check_metrics(task, rows)
     languages = [task.language(row) for row in rows]
-    groups = _by_language(languages, list(zip(*(_aligned(task, rows, system) for system in systems), strict=True)))
+    groups = by_language(languages, list(zip(*(aligned(task, rows, system) for system in systems), strict=True)))
     for metric in find_metrics(task.metrics):
         measured = {}
         for language, group in groups.items():
-            rng = _generator(seed, metric.name, language)
+            rng = generator(seed, metric.name, language)
             measured[language] = _measure(metric, task, list(zip(*group, strict=True)), resamples, rng)
         yield metric, measured
 
@@ -143,7 +143,7 @@ def _measure_ranking(
     task: Task, systems: Sequence[Sequence[Prediction]], resamples: int, rng: np.random.Generator
 ) -> _Measured:
     positive = np.array([one.gold == task.positive_label for one in systems[0]])
-    scores = [np.array([_positive_score(task, one) for one in system]) for system in systems]
+    scores = [np.array([ranked_by(task, one) for one in system]) for system in systems]
     values = [average_precision(positive, column) for column in scores]
     replicates = statistics.resampled_average_precisions(positive, scores, resamples, rng)
     if len(systems) == 1:
@@ -196,14 +196,14 @@ def _comparison_rows(metric: str, measured: dict[str, _Measured]) -> list[dict[s
 
 def _prevalence_rows(task: Task, rows: Sequence[Row], resamples: int, seed: int) -> list[dict[str, object]]:
     measured = {}
-    for language, group in _by_language([task.language(row) for row in rows], rows).items():
+    for language, group in by_language([task.language(row) for row in rows], rows).items():
         positive = np.array([row[task.answer_field] == task.positive_label for row in group], np.float64)
-        replicates = statistics.resampled_means(positive, resamples, _generator(seed, "prevalence", language))
+        replicates = statistics.resampled_means(positive, resamples, generator(seed, "prevalence", language))
         measured[language] = _Measured(float(positive.mean()), replicates, len(group))
     return _result_rows("prevalence", measured)
 
 
-def _positive_score(task: Task, prediction: Prediction) -> float:
+def ranked_by(task: Task, prediction: Prediction) -> float:
     if prediction.scores is None:
         raise UserError(
             f"task {task.name}: row {prediction.id!r} has no label scores, which average_precision ranks by; "
@@ -212,7 +212,7 @@ def _positive_score(task: Task, prediction: Prediction) -> float:
     return positive_score(prediction.scores, str(task.positive_label))
 
 
-def _aligned(task: Task, rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[Prediction]:
+def aligned(task: Task, rows: Sequence[Row], predictions: Sequence[Prediction]) -> list[Prediction]:
     """Return the predictions in the order of the rows, each checked to be of its row."""
     by_id = {one.id: one for one in predictions}
     wanted = {row[task.id_field]: row for row in rows}
@@ -236,7 +236,7 @@ def _some(names: set[str]) -> str:
     return f" ({', '.join(sorted(names)[:3])}{', …' if len(names) > 3 else ''})" if names else ""
 
 
-def _by_language(languages: Sequence[str], items: Sequence[T]) -> dict[str, list[T]]:
+def by_language(languages: Sequence[str], items: Sequence[T]) -> dict[str, list[T]]:
     """Group items by language, languages sorted so that results do not depend on the order of rows."""
     groups: dict[str, list[T]] = {language: [] for language in sorted(set(languages))}
     for language, item in zip(languages, items, strict=True):
@@ -244,6 +244,6 @@ def _by_language(languages: Sequence[str], items: Sequence[T]) -> dict[str, list
     return groups
 
 
-def _generator(seed: int, metric: str, language: str) -> np.random.Generator:
+def generator(seed: int, metric: str, language: str) -> np.random.Generator:
     """Return a generator of its own for each metric and language, so that asking for fewer changes no figure."""
     return np.random.default_rng([seed, zlib.crc32(f"{metric}/{language}".encode())])

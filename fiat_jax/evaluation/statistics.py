@@ -5,12 +5,14 @@ A replicate of a mean over languages is the mean of the languages' replicates, a
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest
 
 RESAMPLES = 10_000
 _CHUNK_ELEMENTS = 1 << 19  # counts drawn at a time: a few MB, which stay in cache
+_BLOCK = 64  # resamples of a ranking at a time: a row's counts fill a line of the cache
 
 
 def resampled_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -22,7 +24,7 @@ def resampled_means(values: np.ndarray, resamples: int, rng: np.random.Generator
     distinct, counts = np.unique(np.asarray(values, np.float64), return_counts=True)
     n = int(counts.sum())
     if len(distinct) * 8 > n:  # values that hardly repeat: drawing rows is faster than drawing that many counts
-        return np.concatenate([drawn @ values / n for drawn in _drawn_counts(n, resamples, rng)])
+        return np.concatenate([drawn @ values / n for drawn in drawn_counts(n, resamples, rng)])
     return rng.multinomial(n, counts / n, size=resamples) @ distinct / n
 
 
@@ -34,19 +36,18 @@ def resampled_average_precisions(
     `positive`: [n] bool, both classes present or positives alone; every system's scores: [n]. Returns [systems,
     resamples] float64 in 0..1, where column r of every system is from the same rows.
     """
-    # Positives first: one class is then a slice, and each system needs one permutation of the columns.
+    # Positives first: one class is then a slice, and each system needs one order of the rows.
     class_order = np.argsort(~positive, kind="stable")
     num_positive = int(positive.sum())
     systems = [_ranking(positive[class_order], np.asarray(scores)[class_order]) for scores in scores_by_system]
-    chunks = []
-    for positive_counts, negative_counts in zip(
-        _drawn_counts(num_positive, resamples, rng, row_length=len(positive)),
-        _drawn_counts(len(positive) - num_positive, resamples, rng, row_length=len(positive)),
-        strict=True,
-    ):
-        counts = np.concatenate([positive_counts, negative_counts], axis=1)
-        chunks.append([_weighted_average_precision(counts, *system) for system in systems])
-    return np.concatenate(chunks, axis=1)
+    found = np.empty((len(systems), resamples))
+    for start in range(0, resamples, _BLOCK):
+        size = min(_BLOCK, resamples - start)
+        classes = num_positive, len(positive) - num_positive
+        counts_NR = np.concatenate([_counts_of_draws(n, size, rng) for n in classes])
+        for place, ranking in enumerate(systems):
+            found[place, start : start + size] = _weighted_average_precision(counts_NR, ranking)
+    return found
 
 
 def interval(replicates: np.ndarray) -> tuple[float, float]:
@@ -76,14 +77,9 @@ def mcnemar_p(right_a: np.ndarray, right_b: np.ndarray) -> float:
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def _drawn_counts(
-    n: int, resamples: int, rng: np.random.Generator, row_length: int | None = None
-) -> Iterator[np.ndarray]:
-    """Yield chunks [resamples in chunk, n] of how often each of n rows is drawn in n draws with replacement.
-
-    `row_length` sets the chunk's size where several are joined, so that their chunks have equal numbers of resamples.
-    """
-    chunk = max(1, _CHUNK_ELEMENTS // max(1, row_length or n))
+def drawn_counts(n: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield chunks [resamples in chunk, n] of how often each of n rows is drawn in n draws with replacement."""
+    chunk = max(1, _CHUNK_ELEMENTS // max(1, n))
     for start in range(0, resamples, chunk):
         size = min(chunk, resamples - start)
         drawn = rng.integers(0, max(n, 1), size=(size, n))
@@ -91,19 +87,46 @@ def _drawn_counts(
         yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
 
 
-def _ranking(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the order of falling score, which of the ordered rows are positive, and where each run of ties ends."""
+def _counts_of_draws(n: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the same as bytes, [n, resamples], a row's counts side by side; none is drawn 256 times in a lifetime."""
+    drawn = rng.integers(0, max(n, 1), size=(n, resamples))
+    drawn *= resamples
+    drawn += np.arange(resamples)
+    return np.bincount(drawn.ravel(), minlength=n * resamples).astype(np.uint8).reshape(n, resamples)
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """Rows in the order of falling score; the rest of a ranking, after its last positive row, is left out.
+
+    Precision is wanted where recall rises: at the end of each run of ties that has positives. A stretch goes from
+    behind one such end to the next. `starts` are where stretches begin in `order`, `positive_starts` in `positives`,
+    which are the positive rows of `order`.
+    """
+
+    order: np.ndarray
+    starts: np.ndarray
+    positives: np.ndarray
+    positive_starts: np.ndarray
+
+
+def _ranking(positive: np.ndarray, scores: np.ndarray) -> _Ranking:
     order = np.argsort(-scores, kind="stable")
+    ranked = positive[order]
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    return order, positive[order], ends
+    found = np.cumsum(ranked)[ends]  # positives up to the end of each run
+    rises = np.diff(found, prepend=0) > 0
+    ends, found = ends[rises], found[rises]
+    return _Ranking(
+        order[: ends[-1] + 1], np.append(0, ends[:-1] + 1), order[ranked], np.append(0, found[:-1]).astype(np.intp)
+    )
 
 
-def _weighted_average_precision(
-    counts: np.ndarray, order: np.ndarray, positive: np.ndarray, ends: np.ndarray
-) -> np.ndarray:
-    """Return [resamples] average precisions where row i counts `counts[r, i]` times: Σ precision × rise in recall."""
-    ranked = counts[:, order]
-    seen = np.cumsum(ranked, axis=1)[:, ends]
-    found = np.cumsum(ranked * positive, axis=1)[:, ends]
-    rise = np.diff(found, axis=1, prepend=0)
-    return (rise * found / np.maximum(seen, 1)).sum(axis=1) / found[:, -1]
+def _weighted_average_precision(counts_NR: np.ndarray, ranking: _Ranking) -> np.ndarray:
+    """Return [R] average precisions where row n counts `counts_NR[n, r]` times: Σ precision × rise in recall."""
+    stretches_NR = np.add.reduceat(counts_NR[ranking.order], ranking.starts, axis=0, dtype=np.int32)
+    rises_NR = counts_NR[ranking.positives]
+    if len(ranking.positive_starts) < len(ranking.positives):  # some positive rows tie
+        rises_NR = np.add.reduceat(rises_NR, ranking.positive_starts, axis=0, dtype=np.int32)
+    seen_NR, found_NR = np.cumsum(stretches_NR, axis=0), np.cumsum(rises_NR, axis=0, dtype=np.int32)
+    return np.einsum("nr,nr->r", found_NR / np.maximum(seen_NR, 1), rises_NR) / found_NR[-1]

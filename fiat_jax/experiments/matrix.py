@@ -12,6 +12,8 @@ from rich.console import Console
 
 from fiat_jax.distributed import is_main
 from fiat_jax.evaluation.scores import compare, score_predictions
+from fiat_jax.evaluation.systems import Means
+from fiat_jax.experiments.across import Scored, statistics_of
 from fiat_jax.experiments.bench import Bench, Cell
 from fiat_jax.experiments.cells import Done, is_done, run_cell
 from fiat_jax.experiments.paradigms import find_paradigm
@@ -25,6 +27,7 @@ from fiat_jax.experiments.results import (
     table_of_scores,
     write_results,
 )
+from fiat_jax.experiments.shown import write_rows
 from fiat_jax.experiments.spec import Experiment, Run
 from fiat_jax.tasks.task import Task
 
@@ -36,12 +39,14 @@ def run_experiment(experiment: Experiment, workdir: Path, console: Console) -> l
     check_processes(experiment.processes)
     bench = Bench(experiment.run, experiment.sizes, paradigms)
     cells = bench.cells(paradigms, experiment.sizes, experiment.seeds)
+    means = Means(experiment.underrepresented)
+    means.check(bench.task, bench.report_rows)
     rates = experiment.learning_rates or (experiment.run.train.optimizer.learning_rate,)
     missing = [cell for cell in cells if cell.paradigm.trained and not is_done(bench, cell, rates, workdir)]
     count = min(experiment.processes, len(missing))
     if count > 1:
         make_cells(Work(experiment, missing, rates, workdir), count)
-    return _run(bench, cells, rates, experiment.against, "experiment", workdir, console)
+    return _run(bench, cells, rates, experiment.against, "experiment", workdir, console, means)
 
 
 def run_training(run: Run, workdir: Path, console: Console) -> list[dict[str, Any]]:
@@ -73,6 +78,7 @@ def _run(
     verb: str,
     workdir: Path,
     console: Console,
+    means: Means | None = None,
 ) -> list[dict[str, Any]]:
     begun = time.monotonic()
 
@@ -81,14 +87,17 @@ def _run(
 
     done = [run_cell(bench, cell, rates, workdir, listeners) for cell in cells]
     rows = [row for one in done for row in result_rows(bench, one)]
+    scored = [Scored(known_of(bench, one.cell), one.cell.paradigm.trained, one.predictions) for one in done]
     if is_main():
         comparisons = comparison_rows(bench, done, against)
+        of_rows = {"rows": write_rows(bench, cells, against, workdir)} if means else {}
         path = write_results(
             workdir,
             verb,
-            inputs=inputs_of(bench, done),
+            inputs=inputs_of(bench, done) | of_rows,
             rows=rows,
             comparisons=comparisons,
+            statistics=statistics_of(bench.task, bench.report_rows, scored, against, means) if means else None,
             seconds=time.monotonic() - begun,
             details={"cells": {one.cell.name: dict(one.facts) for one in done}, "learning_rates": list(rates)},
         )
@@ -134,10 +143,10 @@ def _scored(bench: Bench, *cells: Cell) -> Task:
     return dataclasses.replace(bench.task, metrics=tuple(m for m in bench.task.metrics if m != "average_precision"))
 
 
-def result_rows(bench: Bench, done: Done) -> list[dict[str, Any]]:
-    """Return the rows of results.json of one cell."""
-    cell, run = done.cell, bench.run
-    known = {
+def known_of(bench: Bench, cell: Cell) -> dict[str, Any]:
+    """Return what rows of results.json say of a cell."""
+    run = bench.run
+    return {
         "cell": cell.name,
         "paradigm": cell.paradigm.name,
         "theta_tau": run.model.path if cell.paradigm.trained else None,
@@ -148,7 +157,12 @@ def result_rows(bench: Bench, done: Done) -> list[dict[str, Any]]:
         "split": run.data.report_split,
         "selected_on": f"{run.data.selection:.0%} of {run.data.train_split}" if cell.paradigm.trained else None,
     }
-    return [{**known, **row} for row in score_predictions(_scored(bench, cell), bench.report_rows, done.predictions)]
+
+
+def result_rows(bench: Bench, done: Done) -> list[dict[str, Any]]:
+    """Return the rows of results.json of one cell."""
+    known, task = known_of(bench, done.cell), _scored(bench, done.cell)
+    return [{**known, **row} for row in score_predictions(task, bench.report_rows, done.predictions)]
 
 
 def comparison_rows(bench: Bench, done: Sequence[Done], against: str) -> list[dict[str, Any]]:

@@ -1,8 +1,5 @@
 """results.json and the table: what a verb found, in one stable form."""
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,24 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fiat_jax.experiments.files import ALL, SCHEMA, file_hash, write_json
 from fiat_jax.experiments.runtime import hardware, versions
 from fiat_jax.tasks.readers import file_of
-
-SCHEMA = 1
-ALL = "all"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file that is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def file_hash(path: str | Path) -> str:
-    """Return sha256 of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def source_of(source: str) -> dict[str, Any]:
@@ -43,6 +25,7 @@ def write_results(
     inputs: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     comparisons: Sequence[Mapping[str, Any]] = (),
+    statistics: Mapping[str, Any] | None = None,
     seconds: float,
     details: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -59,6 +42,7 @@ def write_results(
             "seconds": round(seconds, 3),
             "rows": list(rows),
             "comparisons": list(comparisons),
+            **({"statistics": dict(statistics)} if statistics else {}),
             **({"details": dict(details)} if details else {}),
         },
     )

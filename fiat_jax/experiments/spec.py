@@ -116,6 +116,7 @@ class Experiment:
         learning_rates: the search every trained paradigm gets at every size; none: that of Optimizer alone.
         against: the paradigm that every other is compared with, pair by pair.
         processes: on CPUs, how many cells are made at once, each on its share of the cores.
+        underrepresented: languages whose mean is told beside that of all.
     """
 
     run: Run
@@ -125,6 +126,7 @@ class Experiment:
     learning_rates: tuple[float, ...] = ()
     against: str = "fiat"
     processes: int = 1
+    underrepresented: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.processes < 1:

@@ -52,7 +52,7 @@ def test_resampled_average_precisions_equal_those_of_the_redrawn_rows():
     scores = [np.array([3.0, 3, 1, 2, 0, 2, -1, 5]), np.array([1.0, 2, 3, 4, 5, 6, 7, 8])]
     counts = np.array([[1, 0, 2, 2, 0, 1, 1, 1], [0, 1, 1, 0, 3, 1, 2, 0]])
     for column in scores:
-        found = statistics._weighted_average_precision(counts, *statistics._ranking(positive, column))
+        found = statistics._weighted_average_precision(counts.T, statistics._ranking(positive, column))
         for value, count in zip(found, counts, strict=True):
             rows = np.repeat(np.arange(8), count)
             assert value == pytest.approx(average_precision_score(positive[rows], column[rows]))

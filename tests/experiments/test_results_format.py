@@ -39,7 +39,8 @@ def held(workdir):
 
 
 def test_results_have_the_fields_of_the_page(held):
-    assert set(held) == fields_of(part("## results.json", "`inputs` of"))
+    of_experiments = set() if held["verb"] == "experiment" else {"statistics"}
+    assert set(held) == fields_of(part("## results.json", "`inputs` of")) - of_experiments
     assert held["schema"] == 1
 
 
@@ -48,6 +49,23 @@ def test_every_row_and_every_comparison_has_the_fields_of_the_page(held):
     assert {frozenset(row) for row in held["rows"]} == {frozenset(rows)}
     wanted = {frozenset(named_in("A row of `comparisons`:"))} if held["verb"] == "experiment" else set()
     assert {frozenset(row) for row in held["comparisons"]} == wanted
+
+
+def test_statistics_have_the_fields_of_the_page(experiment):
+    for name, rows in experiment.results["statistics"].items():
+        assert {frozenset(row) for row in rows} == {frozenset(named_in(f"- A row of `{name}`:"))}
+
+
+def test_every_reported_row_has_the_fields_of_the_page(experiment):
+    fields = fields_of(part("## rows.jsonl", "## train_log.jsonl"))
+    lines = (experiment.workdir / "rows.jsonl").read_text().splitlines()
+    assert len(lines) == 12
+    assert {frozenset(json.loads(line)) for line in lines} == {frozenset(fields)}
+    told = experiment.results["inputs"]["rows"]["theta_beta_tokens"]
+    assert {split: (one["rows"], one["counted"]) for split, one in told.items()} == {
+        "train": (96, 0),
+        "validation": (12, 0),
+    }
 
 
 def test_every_cell_has_the_facts_of_the_page(held):
