@@ -10,10 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from fiat_jax.distributed import is_main
+from fiat_jax.evaluation.predictions import Prediction
 from fiat_jax.evaluation.scores import compare, score_predictions
-from fiat_jax.experiments.bench import Bench, Cell
-from fiat_jax.experiments.cells import Done, is_done, run_cell
-from fiat_jax.experiments.paradigms import find_paradigm
+from fiat_jax.experiments.bench import Bench, Cell, bench_of
+from fiat_jax.experiments.cells import BARE, Done, is_done, run_cell
+from fiat_jax.experiments.paradigms import find_paradigm, find_paradigms, roles
 from fiat_jax.experiments.parallel import Work, check_processes, make_cells
 from fiat_jax.experiments.progress import listeners_for
 from fiat_jax.experiments.results import (
@@ -24,32 +25,40 @@ from fiat_jax.experiments.results import (
     table_of_scores,
     write_results,
 )
-from fiat_jax.experiments.spec import Experiment, Run
+from fiat_jax.experiments.spec import Experiment, Point, Run
 from fiat_jax.tasks.task import Task
+
+Plan = list[tuple[Bench, Cell]]
 
 
 def run_experiment(experiment: Experiment, workdir: Path, console: Console) -> list[dict[str, Any]]:
     """Run what is missing of the matrix, write results.json and print the table; return the result rows."""
-    paradigms = [find_paradigm(name) for name in experiment.paradigms]
-    find_paradigm(experiment.against)
+    plan, search = plan_of(experiment), experiment.search
     check_processes(experiment.processes)
-    bench = Bench(experiment.run, experiment.sizes, paradigms)
-    cells = bench.cells(paradigms, experiment.sizes, experiment.seeds)
-    rates = experiment.learning_rates or (experiment.run.train.optimizer.learning_rate,)
-    missing = [cell for cell in cells if cell.paradigm.trained and not is_done(bench, cell, rates, workdir)]
+    missing = [cell for bench, cell in plan if cell.paradigm.trained and not is_done(bench, cell, search, workdir)]
     count = min(experiment.processes, len(missing))
     if count > 1:
-        make_cells(Work(experiment, missing, rates, workdir), count)
-    return _run(bench, cells, rates, experiment.against, "experiment", workdir, console)
+        make_cells(Work(experiment, missing, workdir), count)
+    return _run(plan, search, experiment.against, "experiment", workdir, console)
+
+
+def plan_of(experiment: Experiment) -> Plan:
+    """Return the cells of the matrix, each with the bench that makes it; what is wrong shows before any is made."""
+    paradigms = find_paradigms(experiment.paradigms, experiment.run.own)
+    find_paradigm(experiment.against, experiment.run.own)
+    plan: Plan = []
+    for tau in experiment.theta_taus or [""]:
+        bench = bench_of(experiment, tau)
+        plan += [(bench, cell) for cell in bench.cells(paradigms, experiment.sizes, experiment.seeds)]
+    return list({cell.name: (bench, cell) for bench, cell in reversed(plan)}.values())[::-1]  # of θ_β alone once
 
 
 def run_training(run: Run, workdir: Path, console: Console) -> list[dict[str, Any]]:
     """Train one paradigm on all training rows, report it, and leave a bundle in the working directory."""
-    paradigm = find_paradigm(run.paradigm)
+    paradigm = find_paradigm(run.paradigm, run.own)
     bench = Bench(run, (0,), [paradigm])
     cells = bench.cells([paradigm], (0,), (run.train.seed,))
-    rates = (run.train.optimizer.learning_rate,)
-    rows = _run(bench, cells, rates, run.paradigm, "train", workdir, console)
+    rows = _run([(bench, cell) for cell in cells], [Point.of(run)], run.paradigm, "train", workdir, console)
     if is_main() and paradigm.trained:
         link(workdir / "bundle", Path("cells", cells[0].name, "bundle"))
     return rows
@@ -62,31 +71,31 @@ def link(link: Path, target: Path) -> None:
 
 
 def _run(
-    bench: Bench,
-    cells: Sequence[Cell],
-    rates: Sequence[float],
-    against: str,
-    verb: str,
-    workdir: Path,
-    console: Console,
+    plan: Plan, search: Sequence[Point], against: str, verb: str, workdir: Path, console: Console
 ) -> list[dict[str, Any]]:
     begun = time.monotonic()
 
     def listeners(name: str, where: Path):
         return listeners_for(where, name, console)
 
-    done = [run_cell(bench, cell, rates, workdir, listeners) for cell in cells]
-    rows = [row for one in done for row in result_rows(bench, one)]
+    made = [(bench, run_cell(bench, cell, search, workdir, listeners)) for bench, cell in plan]
+    rows = [row for bench, one in made for row in result_rows(bench, one)]
     if is_main():
+        bench, done = made[0][0], [one for _, one in made]
         comparisons = comparison_rows(bench, done, against)
+        taus = {one.run.model.path: one.theta_tau_fingerprint for one, _ in made}
         path = write_results(
             workdir,
             verb,
-            inputs=inputs_of(bench, done),
+            inputs={**inputs_of(bench, done), **({"theta_taus": taus} if len(taus) > 1 else {})},
             rows=rows,
             comparisons=comparisons,
             seconds=time.monotonic() - begun,
-            details={"cells": {one.cell.name: dict(one.facts) for one in done}, "learning_rates": list(rates)},
+            details={
+                "cells": {one.cell.name: dict(one.facts) for one in done},
+                "search": [dataclasses.asdict(point) for point in search],
+                "paradigms": roles(one.cell.paradigm for one in done),
+            },
         )
         print_results(bench, rows, comparisons, against, console)
         console.print(f"results: {path}")
@@ -95,13 +104,16 @@ def _run(
 
 def inputs_of(bench: Bench, done: Sequence[Done]) -> dict[str, Any]:
     run = bench.run
+    bare = {one.cell.name + BARE: one.facts["predictions_bare_sha256"] for one in done if one.bare is not None}
+    others = {name: reasons.set_key for name, reasons in bench.others.items()}
     return {
         "theta_tau": {"path": run.model.path, "fingerprint": bench.theta_tau_fingerprint},
         "theta_beta": bench.reasons.model,
         "reasoning_set": bench.reasons.set_key,
+        **({"reasoning_sets": others} if others else {}),
         "prompts": {"path": run.prompts.file, "answer_hash": bench.instructions.answer_hash},
         "data": {split: source_of(run.task.splits[split]) for split in (run.data.train_split, run.data.report_split)},
-        "predictions": {one.cell.name: one.facts["predictions_sha256"] for one in done},
+        "predictions": {**{one.cell.name: one.facts["predictions_sha256"] for one in done}, **bare},
     }
 
 
@@ -123,9 +135,9 @@ def print_results(
     )
 
 
-def _scored(bench: Bench, *cells: Cell) -> Task:
-    """Return the task with the metrics that cells have: θ_β's stored answers carry no scores of labels."""
-    if all(cell.paradigm.trained for cell in cells):
+def _scored(bench: Bench, *systems: Sequence[Prediction]) -> Task:
+    """Return the task with the metrics that systems have: answers that were not ranked carry no scores of labels."""
+    if all(one.scores is not None for predictions in systems for one in predictions):
         return bench.task
     return dataclasses.replace(bench.task, metrics=tuple(m for m in bench.task.metrics if m != "average_precision"))
 
@@ -133,37 +145,44 @@ def _scored(bench: Bench, *cells: Cell) -> Task:
 def result_rows(bench: Bench, done: Done) -> list[dict[str, Any]]:
     """Return the rows of results.json of one cell."""
     cell, run = done.cell, bench.run
-    known = {
-        "cell": cell.name,
-        "paradigm": cell.paradigm.name,
-        "theta_tau": run.model.path if cell.paradigm.trained else None,
-        "theta_beta": bench.reasons.model if cell.paradigm.needs_reasoning else None,
-        "task": run.task.name,
-        "size": cell.size,
-        "seed": cell.seed,
-        "split": run.data.report_split,
-        "selected_on": f"{run.data.selection:.0%} of {run.data.train_split}" if cell.paradigm.trained else None,
-    }
-    return [{**known, **row} for row in score_predictions(_scored(bench, cell), bench.report_rows, done.predictions)]
+    reasons = bench.reasons_of(cell.paradigm)
+    rows = []
+    for name, system, predictions in done.systems:
+        known = {
+            "cell": name,
+            "paradigm": system,
+            "theta_tau": run.model.path if cell.paradigm.answers == "tau" else None,
+            "theta_beta": reasons.model if cell.paradigm.needs_reasoning else None,
+            "task": run.task.name,
+            "size": cell.size,
+            "seed": cell.seed,
+            "split": run.data.report_split,
+            "selected_on": f"{run.data.selection:.0%} of {run.data.train_split}" if cell.paradigm.trained else None,
+        }
+        scored = score_predictions(_scored(bench, predictions), bench.report_rows, predictions)
+        rows += [{**known, **row} for row in scored]
+    return rows
 
 
 def comparison_rows(bench: Bench, done: Sequence[Done], against: str) -> list[dict[str, Any]]:
-    """Return `against` minus every other paradigm of its size and seed, pair by pair on the same rows."""
+    """Return `against` minus every other system of its size, seed and θ_τ, pair by pair on the same rows."""
     rows = []
     for a in (one for one in done if one.cell.paradigm.name == against):
-        for b in (one for one in done if one.cell.paradigm.name != against):
+        for b, name, system, predictions in ((one, *line) for one in done for line in one.systems):
+            if name == a.cell.name or (b.cell.tau and b.cell.tau != a.cell.tau):
+                continue
             trained = [one.cell for one in (a, b) if one.cell.paradigm.trained]
             if len({(cell.size, cell.seed) for cell in trained}) > 1:
                 continue
             cell = (trained or [a.cell])[0]
             known = {
-                "a": a.cell.paradigm.name,
-                "b": b.cell.paradigm.name,
+                "a": a.cell.system,
+                "b": system,
                 "task": bench.task.name,
                 "size": cell.size,
                 "seed": cell.seed,
                 "split": bench.run.data.report_split,
             }
-            found = compare(_scored(bench, a.cell, b.cell), bench.report_rows, a.predictions, b.predictions)
-            rows += [{**known, **row} for row in found]
+            scored = _scored(bench, a.predictions, predictions)
+            rows += [{**known, **row} for row in compare(scored, bench.report_rows, a.predictions, predictions)]
     return rows

@@ -64,7 +64,7 @@ class Prepared:
         self.rows, self._scorer = list(rows), scorer
         feed = scorer.feed
         self._prefix, self._examples = _shared(scorer.model, feed.inputs(rows, reasons))
-        self._candidates = [feed.candidates(row) for row in rows]
+        self._candidates = [feed.candidates(row) for row in rows] if feed.ranks else []
         self._batches, self._prefixes = None, None
         if any(self._candidates):
             self._batches = ScoringBatches(
@@ -72,7 +72,7 @@ class Prepared:
             )
             self._prefixes = Prefixes.of(scorer.model, len(self._prefix)) if len(self._prefix) else None
 
-    def predict(self, trainable: Any, max_new_tokens: int) -> list[Prediction]:
+    def predict(self, trainable: Any) -> list[Prediction]:
         """Return the predictions of all rows under these trained parameters, in order."""
         scorer, task = self._scorer, self._scorer.feed.task
         if self._batches is not None:
@@ -88,8 +88,9 @@ class Prepared:
                 length_normalise=scorer.length_normalise,
             )
             return label_predictions(task, self.rows, scores)
-        texts = [scorer.feed.tokenizer.decode(ids) for ids in self._generate(trainable, max_new_tokens)]
-        return text_predictions(task, self.rows, texts, verbalise=scorer.feed.renderer.instructions.verbalise)
+        feed, verbalise = scorer.feed, scorer.feed.renderer.instructions.verbalise
+        texts = [feed.tokenizer.decode(ids) for ids in self._generate(trainable, feed.new_tokens)]
+        return text_predictions(task, self.rows, texts, verbalise=verbalise, answer_in=feed.answer_in)
 
     def _generate(self, trainable: Any, max_new_tokens: int) -> list[tuple[int, ...]]:
         """Return the greedy continuation of every row."""
@@ -100,9 +101,9 @@ class Prepared:
         answers = engine.generate([Request(ids, max_new_tokens, prefix=key) for ids in inputs])
         return [found.tokens for (found,) in answers]
 
-    def measure(self, trainable: Any, max_new_tokens: int) -> dict[str, float]:
+    def measure(self, trainable: Any) -> dict[str, float]:
         """Return metric → per cent, macro mean over languages: what the loop reads."""
-        return point_values(self._scorer.feed.task, self.rows, self.predict(trainable, max_new_tokens))
+        return point_values(self._scorer.feed.task, self.rows, self.predict(trainable))
 
 
 def _shared(model: Model, examples: Examples) -> tuple[np.ndarray, Examples]:

@@ -21,7 +21,7 @@ from fiat_jax.prompts.fields import Row, place
 from fiat_jax.prompts.instructions import Instructions
 from fiat_jax.prompts.reasoned import Words
 from fiat_jax.prompts.sides import USES
-from fiat_jax.prompts.spaces import Pieces, fold_spaces, move_spaces, move_spaces_back, trailing_spaces
+from fiat_jax.prompts.spaces import Pieces, moved, trailing_spaces
 from fiat_jax.prompts.template import Part
 from fiat_jax.prompts.tokenizer import Tokenizer
 
@@ -137,7 +137,7 @@ class Renderer:
         Raises:
             UserError: a missing field, an answer without tokens, or a row that does not fit max_length even when cut.
         """
-        segments = self._read(self._moved(self._pieces(row, reasoning)))
+        segments = self._read(moved(self._pieces(row, reasoning), self.tokenizer))
         written: list[Segment] = []
         if target is not None:
             written = [self._answer_segment(target, row), self._end]
@@ -160,10 +160,10 @@ class Renderer:
             words = None if answer is None else self.instructions.verbalise(answer)
             written = self.words.written(rationale.strip(), words)
         if self._turns or self._apart:  # two texts
-            inputs, written = self._moved(inputs), self._moved(written)
+            inputs, written = moved(inputs, self.tokenizer), moved(written, self.tokenizer)
             written[:1] = [(kind, self._answer_space + text) for kind, text in written[:1]]
         else:
-            whole = self._moved([*inputs, *written])
+            whole = moved([*inputs, *written], self.tokenizer)
             first = next((n for n, (kind, _) in enumerate(whole) if kind == "written"), len(whole))
             inputs, written = whole[:first], whole[first:]
         segments, dropped = self._fit(self._read(inputs), reserve, row)
@@ -286,12 +286,6 @@ class Renderer:
             else:
                 pieces.append((f"field:{part.slot}", self.instructions.field(row, part.slot)))
         return pieces
-
-    def _moved(self, pieces: Pieces) -> Pieces:
-        """Return pieces with spaces moved to where the tokenizer holds them."""
-        if self.tokenizer.folds_spaces:
-            return fold_spaces(pieces)
-        return move_spaces(pieces) if self.tokenizer.spaces_lead else move_spaces_back(pieces)
 
     def _read(self, pieces: Pieces) -> list[Segment]:
         """Return the segments of what θ_τ reads, of pieces whose spaces have been moved."""

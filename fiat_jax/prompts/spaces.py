@@ -1,6 +1,15 @@
 """To which piece of a text the spaces between pieces belong: to the one where the tokenizer holds them."""
 
+from fiat_jax.prompts.tokenizer import Tokenizer
+
 Pieces = list[tuple[str, str]]  # (kind, text); only of literals are spaces moved
+
+
+def moved(pieces: Pieces, tokenizer: Tokenizer) -> Pieces:
+    """Return pieces with spaces moved to where a tokenizer holds them; white space that it folds is folded."""
+    if tokenizer.folds_spaces:
+        return fold_spaces(pieces)
+    return move_spaces(pieces) if tokenizer.spaces_lead else move_spaces_back(pieces)
 
 
 def move_spaces(pieces: Pieces) -> Pieces:
