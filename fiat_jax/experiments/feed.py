@@ -77,6 +77,12 @@ def agreement(task: Task, gold: Sequence[str], answers: Sequence[str | None]) ->
     return score(gold, answers)
 
 
+def unranked(task: Task) -> Task:
+    """Return a task with the metrics of answers that were not ranked against others, accuracy where it has no other."""
+    kept = tuple(metric.name for metric in find_metrics(task.metrics) if metric.per_row is not None)
+    return dataclasses.replace(task, metrics=kept or ("accuracy",))
+
+
 def read_reasons(
     task: Task, rows: Sequence[Row], where: Reasoning, training: Sequence[Row] = (), *, answered_without: bool = False
 ) -> Reasons:
@@ -148,7 +154,8 @@ class Feed:
         prompts: Prompts,
         paradigm: Paradigm,
     ):
-        self.task, self.paradigm, self.tokenizer = task, paradigm, tokenizer
+        self.paradigm, self.tokenizer = paradigm, tokenizer
+        self.task = unranked(task) if paradigm.writes == "cot" else task
         self.renderer = Renderer(
             instructions,
             tokenizer,

@@ -14,6 +14,7 @@ from fiat_jax.evaluation.predictions import Prediction
 from fiat_jax.evaluation.scores import compare, score_predictions
 from fiat_jax.experiments.bench import Bench, Cell, bench_of
 from fiat_jax.experiments.cells import BARE, Done, is_done, run_cell
+from fiat_jax.experiments.feed import unranked
 from fiat_jax.experiments.paradigms import find_paradigm, find_paradigms, roles
 from fiat_jax.experiments.parallel import Work, check_processes, make_cells
 from fiat_jax.experiments.progress import listeners_for
@@ -139,7 +140,7 @@ def _scored(bench: Bench, *systems: Sequence[Prediction]) -> Task:
     """Return the task with the metrics that systems have: answers that were not ranked carry no scores of labels."""
     if all(one.scores is not None for predictions in systems for one in predictions):
         return bench.task
-    return dataclasses.replace(bench.task, metrics=tuple(m for m in bench.task.metrics if m != "average_precision"))
+    return unranked(bench.task)
 
 
 def result_rows(bench: Bench, done: Done) -> list[dict[str, Any]]:
