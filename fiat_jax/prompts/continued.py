@@ -33,8 +33,8 @@ class Continued:
         prompt = self._renderer.reasoning_prompt(row)
         pieces = [("literal", self._before), ("rationale", rationale.strip()), ("literal", self._between)]
         ids = [*prompt.prefix_ids, *prompt.own_ids]
-        for _, text in moved([*pieces, ("answer", "")], self._tokenizer):
-            ids += self._tokenizer.encode(text, start=False)
+        for kind, text in moved([*pieces, ("answer", "?")], self._tokenizer):  # which takes the space before it
+            ids += self._tokenizer.encode(text, start=False) if kind != "answer" else []
         return np.array(ids, np.int32)
 
     def candidates(self, labels: Iterable[object]) -> list[np.ndarray]:

@@ -210,7 +210,7 @@ def test_the_large_model_s_scores_are_its_log_likelihoods_after_its_own_rational
     for one, row in list(zip(told, found.report_rows, strict=True))[:3]:
         head = "Reason step by step, then answer with one of: bad, good.\n\n"
         text = f"{head}Report: {row['report']}\nReasoning: {row['reasoning']} So the answer is"
-        before = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        before = tokenizer(text, add_special_tokens=False)["input_ids"]
         for label, score in one.scores.items():
             whole = [*before, *tokenizer(f" {label}.", add_special_tokens=False)["input_ids"]]
             with torch.no_grad():
