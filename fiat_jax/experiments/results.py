@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fiat_jax.experiments.runtime import hardware, versions
+from fiat_jax.tasks.readers import files_of
 
 SCHEMA = 1
 ALL = "all"
@@ -30,8 +31,10 @@ def file_hash(path: str | Path) -> str:
 
 
 def source_of(source: str) -> dict[str, Any]:
-    """Return a data source's name, and the hash of its content where it is a file."""
-    return {"path": source, "sha256": file_hash(source) if Path(source).is_file() else None}
+    """Return a data source's name, and the hash of its content where that is of local files."""
+    hashes = [file_hash(str(path)) for path in files_of(source)]
+    joined = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return {"path": source, "sha256": joined if hashes else None}
 
 
 def write_results(

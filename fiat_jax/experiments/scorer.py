@@ -1,5 +1,6 @@
 """A model's predictions of rows of a task: labels ranked by likelihood, or answers generated."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from fiat_jax.data.batches import ScoringBatches
 from fiat_jax.data.examples import Example, Examples
+from fiat_jax.evaluation.metrics import find_metrics
 from fiat_jax.evaluation.predict import label_predictions, rank_classification, text_predictions
 from fiat_jax.evaluation.predictions import Prediction
 from fiat_jax.evaluation.scores import ALL, score_predictions
@@ -128,6 +130,17 @@ def _power_of_two(size: int) -> int:
 
 
 def point_values(task: Task, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, float]:
-    """Return metric → value in per cent, macro mean over languages, without intervals."""
+    """Return metric → value in per cent, macro mean over languages, without intervals.
+
+    Of a few rows, a ranking is left out where some language has none of the positive label; the first metric never is.
+    """
+    kept = tuple(name for n, name in enumerate(task.metrics) if n == 0 or _is_defined(task, name, rows))
+    task = dataclasses.replace(task, metrics=kept)
     scored: list[dict[str, Any]] = score_predictions(task, rows, predictions, resamples=1)
     return {row["metric"]: row["value"] for row in scored if row["language"] == ALL}
+
+
+def _is_defined(task: Task, name: str, rows: Sequence[Row]) -> bool:
+    (metric,) = find_metrics([name])
+    positive = {task.language(row) for row in rows if row[task.answer_field] == task.positive_label}
+    return metric.per_row is not None or {task.language(row) for row in rows} == positive
