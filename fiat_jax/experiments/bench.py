@@ -182,21 +182,27 @@ class Bench:
         optimizer = dataclasses.replace(run.train.optimizer, learning_rate=1.0)  # every run of the search has its own
         train = dataclasses.replace(run.train, seed=cell.seed, optimizer=optimizer)
         rows = [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in (*self.train_rows, *self.report_rows)]
-        return {
+        paradigm = cell.paradigm
+        read = self.instructions.answer_hash_of(paradigm.use_instructions, paradigm.needs_reasoning)
+        found = {
             "Run.paradigm, size and seed": repr(cell),
             "Task": repr(dataclasses.replace(run.task, splits={})),
             "Data": repr(dataclasses.replace(run.data, cache="")),
             "the rows": content_key(len(self.train_rows), rows),
-            "the instruction file": self.instructions.answer_hash,
-            "Prompts": repr(_prompts_for(run.prompts, cell.paradigm)),
-            "the reasoning set": self.reasons_of(cell.paradigm).set_key if cell.paradigm.needs_reasoning else "",
-            **self._chosen_reasoning(cell.paradigm),
-            "Model": repr(dataclasses.replace(run.model, path="")),
-            "the base model": self.theta_tau_fingerprint,
-            "the tokenizer": self.feed(cell).renderer.identity,
-            "Lora": repr(run.lora) if cell.paradigm.lora else "",
-            "Train": repr(train),
+            "the reasoning set": self.reasons_of(paradigm).set_key if paradigm.needs_reasoning else "",
+            **self._chosen_reasoning(paradigm),
         }
+        if paradigm.answers == "tau":
+            found |= {
+                "the instruction file": read,
+                "Prompts": repr(_prompts_for(run.prompts, paradigm)),
+                "Model": repr(dataclasses.replace(run.model, path="")),
+                "the base model": self.theta_tau_fingerprint,
+                "the tokenizer": self.feed(cell).renderer.identity,
+            }
+        if paradigm.trained:
+            found |= {"Lora": repr(run.lora) if paradigm.lora else "", "Train": repr(train)}
+        return found
 
     def _chosen_reasoning(self, paradigm: Paradigm) -> Mapping[str, str]:
         """Return what besides the set determines the reasoning of rows: nothing by default."""

@@ -13,6 +13,7 @@ from fiat_jax.distributed import barrier, is_main
 from fiat_jax.errors import UserError
 from fiat_jax.evaluation.predict import answer_predictions
 from fiat_jax.evaluation.predictions import Prediction, read_predictions, write_predictions
+from fiat_jax.experiments.aside import make_place
 from fiat_jax.experiments.bench import Bench, Cell
 from fiat_jax.experiments.bundle import write_bundle
 from fiat_jax.experiments.feed import Reasons
@@ -48,10 +49,18 @@ class Done:
         return whole + ([(self.cell.name + BARE, self.cell.system + BARE, self.bare)] if self.bare is not None else [])
 
 
-def run_cell(bench: Bench, cell: Cell, search: Sequence[Point], workdir: Path, listeners: Listeners) -> Done:
-    """Return a cell's result: what is stored for it, or made now. A killed cell goes on where it was."""
+def run_cell(
+    bench: Bench, cell: Cell, search: Sequence[Point], workdir: Path, listeners: Listeners, *, renew: bool = False
+) -> Done:
+    """Return a cell's result: what is stored for it, or made now. A killed cell goes on where it was.
+
+    With `renew` a cell that was made with other settings is put aside; without, it is an error.
+    """
     key, path, predictions = _place(bench, cell, search, workdir)
     stored = stored_facts(path, predictions, key)
+    if stored is None and renew:
+        make_place(workdir, cell.name, _identity(bench, cell))
+        stored = stored_facts(path, predictions, key)
     if stored is not None:
         bare = _bare(predictions) if cell.paradigm.dropout else None
         return Done(cell, read_predictions(predictions), stored, None if bare is None else read_predictions(bare))
@@ -76,9 +85,12 @@ def is_done(bench: Bench, cell: Cell, search: Sequence[Point], workdir: Path) ->
 
 def _place(bench: Bench, cell: Cell, search: Sequence[Point], workdir: Path) -> tuple[str, Path, Path]:
     """Return what a cell's result is known by, and the files of its facts and its predictions."""
-    identity = {**bench.identity(cell), **(identity_of_large(bench) if cell.paradigm.scores else {})}
-    key = content_key(identity, [dataclasses.astuple(point) for point in points_of(cell, search)])
+    key = content_key(_identity(bench, cell), [dataclasses.astuple(point) for point in points_of(cell, search)])
     return key, workdir / "cells" / f"{cell.name}.json", workdir / "predictions" / f"{cell.name}.jsonl"
+
+
+def _identity(bench: Bench, cell: Cell) -> dict[str, str]:
+    return {**bench.identity(cell), **(identity_of_large(bench) if cell.paradigm.scores else {})}
 
 
 def points_of(cell: Cell, search: Sequence[Point]) -> list[Point]:

@@ -27,19 +27,38 @@ from fiat_jax.experiments.results import (
     write_results,
 )
 from fiat_jax.experiments.spec import Experiment, Point, Run
+from fiat_jax.reasoning.shard import EVERYTHING, Shard
 from fiat_jax.tasks.task import Task
 
 Plan = list[tuple[Bench, Cell]]
 
 
-def run_experiment(experiment: Experiment, workdir: Path, console: Console) -> list[dict[str, Any]]:
-    """Run what is missing of the matrix, write results.json and print the table; return the result rows."""
+def run_experiment(
+    experiment: Experiment, workdir: Path, console: Console, shard: Shard = EVERYTHING
+) -> list[dict[str, Any]]:
+    """Run what is missing of the matrix, write results.json and print the table; return the result rows.
+
+    One shard of several makes its own cells alone; the one after which all are made writes the results.
+    """
     plan, search = plan_of(experiment), experiment.search
     check_processes(experiment.processes)
-    missing = [cell for bench, cell in plan if cell.paradigm.trained and not is_done(bench, cell, search, workdir)]
+    mine = [pair for number, pair in enumerate(plan) if number % shard.of == shard.index]
+    missing = [cell for bench, cell in mine if cell.paradigm.trained and not is_done(bench, cell, search, workdir)]
     count = min(experiment.processes, len(missing))
     if count > 1:
         make_cells(Work(experiment, missing, workdir), count)
+    if shard.of > 1:
+        for bench, cell in mine:
+            _made(bench, cell, search, workdir, console, renew=True)
+        left = [cell.name for bench, cell in plan if not is_done(bench, cell, search, workdir)]
+        if left:
+            console.print(
+                f"shard {shard.index} of {shard.of}: its {len(mine)} cells are made; of all {len(plan)}, {len(left)} "
+                f"are not ({', '.join(left[:3])}{', …' if len(left) > 3 else ''}). Whoever makes the last one writes "
+                "the results",
+                highlight=False,
+            )
+            return []
     return _run(plan, search, experiment.against, "experiment", workdir, console)
 
 
@@ -71,15 +90,18 @@ def link(link: Path, target: Path) -> None:
     temporary.replace(link)
 
 
-def _run(
-    plan: Plan, search: Sequence[Point], against: str, verb: str, workdir: Path, console: Console
-) -> list[dict[str, Any]]:
-    begun = time.monotonic()
-
+def _made(bench: Bench, cell: Cell, search: Sequence[Point], workdir: Path, console: Console, renew: bool) -> Done:
     def listeners(name: str, where: Path):
         return listeners_for(where, name, console)
 
-    made = [(bench, run_cell(bench, cell, search, workdir, listeners)) for bench, cell in plan]
+    return run_cell(bench, cell, search, workdir, listeners, renew=renew)
+
+
+def _run(
+    plan: Plan, search: Sequence[Point], against: str, verb: str, workdir: Path, console: Console
+) -> list[dict[str, Any]]:
+    begun, renew = time.monotonic(), verb == "experiment"
+    made = [(bench, _made(bench, cell, search, workdir, console, renew)) for bench, cell in plan]
     rows = [row for bench, one in made for row in result_rows(bench, one)]
     if is_main():
         bench, done = made[0][0], [one for _, one in made]

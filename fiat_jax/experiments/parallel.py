@@ -125,7 +125,7 @@ def _worker(work: Work, cores: set[int], numbers: Any, told: Any) -> None:
             cell = work.cells[number]
             if cell.tau not in benches:
                 benches[cell.tau] = bench_of(work.experiment, cell.tau)
-            run_cell(benches[cell.tau], cell, search, work.workdir, listeners)
+            run_cell(benches[cell.tau], cell, search, work.workdir, listeners, renew=True)
             told.put("")
     except UserError as error:
         told.put(str(error))

@@ -4,6 +4,7 @@ from fiat_jax.errors import UserError
 from fiat_jax.experiments import runtime, sections
 from fiat_jax.experiments.dry_run import dry_run, runs_of
 from fiat_jax.experiments.matrix import run_experiment, run_training
+from fiat_jax.reasoning.shard import EVERYTHING, Shard
 from fiat_jax.verbs.common import settings, start
 
 
@@ -51,11 +52,12 @@ def experiment(args, bindings) -> int:
     if config.build(sections.Mixture).rates:
         raise UserError("Mixture.rates is for `fiat train`; an experiment compares paradigms on one task")
     experiment = config.build(sections.Experiment, run=_run(config))
+    shard = Shard.parse(args.shard) if args.shard else EVERYTHING
     console = start()
     if args.dry_run:
         console.print(sections.as_gin(experiment), highlight=False, markup=False)
         dry_run(runs_of(experiment.run, experiment.paradigms), console, experiment.sizes)
         return 0
     with runtime.recorded(args.workdir, sections.as_gin(experiment)):
-        run_experiment(experiment, args.workdir, console)
+        run_experiment(experiment, args.workdir, console, shard)
     return 0
