@@ -67,7 +67,8 @@ def run_cell(
     if cell.paradigm.trained:
         found, bare, facts = _trained(bench, cell, search, workdir, listeners)
     else:
-        found, bare, facts = (predict_as_it_is if cell.paradigm.answers == "tau" else _icl)(bench, cell), None, {}
+        found, bare = (predict_as_it_is if cell.paradigm.answers == "tau" else _icl)(bench, cell), None
+        facts = {"set": bench.reasons_of(cell.paradigm).set_key} if cell.paradigm.needs_reasoning else {}
     if is_main():
         if bare is not None:
             facts = {"predictions_bare_sha256": write_predictions(_bare(predictions), bare), **facts}

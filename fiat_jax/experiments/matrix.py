@@ -116,6 +116,7 @@ def _run(
             seconds=time.monotonic() - begun,
             details={
                 "cells": {one.cell.name: dict(one.facts) for one in done},
+                "learning_rates": list(dict.fromkeys(point.learning_rate for point in search)),
                 "search": [dataclasses.asdict(point) for point in search],
                 "paradigms": roles(one.cell.paradigm for one in done),
             },

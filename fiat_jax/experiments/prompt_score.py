@@ -68,7 +68,8 @@ def print_cost(jobs: Sequence[Job], console: Console) -> None:
         cost = "" if one.cost_at_most is None else f", which cost {money(one.cost_at_most)} at most"
         console.print(
             f"{job.reason.prompts.file}: {one.requests:,} requests of {one.wanted:,} are not stored in set "
-            f"{one.set_key}: {one.prompt_tokens:,} prompt tokens, at most {one.completion_tokens_at_most:,} answer tokens{cost}",
+            f"{one.set_key}: {one.prompt_tokens:,} prompt tokens, at most {one.completion_tokens_at_most:,} answer "
+            f"tokens{cost}",
             highlight=False,
         )
         job.expect(one)
