@@ -61,6 +61,25 @@ def make_parser() -> argparse.ArgumentParser:
         if name == "try":
             made.add_argument("--rows", type=int, default=20, help="how many, from the first")
 
+    made = verb("diff", "what two instruction files tell the models differently", prompt)
+    made.add_argument("file", help="instruction file (YAML)")
+    made.add_argument("other", help="the one to compare it with")
+    made.add_argument("--task", required=True, metavar="FILE.gin", help="the task's settings")
+    backends = ["native", "openai"]
+    made = verb("score", "rank instruction files on validation rows, before any training", prompt, workdir=True)
+    made.add_argument("files", nargs="+", help="instruction files (YAML)")
+    made.add_argument("--task", required=True, metavar="FILE.gin", help="the task's settings")
+    made.add_argument("--backend", choices=backends, required=True, help="who asks θ_β, as in `fiat reason`")
+    made.add_argument("--split", default="validation", help="whose rows; never test")
+    made.add_argument("--rows", type=int, default=200, help="how many of them, from the first")
+    made = verb("draft", "have the large model write rationales for chosen rows, for a person to review", prompt)
+    made.add_argument("file", help="instruction file (YAML)")
+    made.add_argument("--task", required=True, metavar="FILE.gin", help="the task's settings")
+    made.add_argument("--backend", choices=backends, required=True, help="who asks θ_β, as in `fiat reason`")
+    made.add_argument("--rows", required=True, metavar="ID,ID,...", help="ids of training rows")
+    made.add_argument("--split", default="train", help="the training split that they are of")
+    made.add_argument("--out", type=Path, required=True, metavar="FILE.yaml", help="the exemplars")
+
     reason = verb("reason", "fill the reasoning store: import a file, or ask a model")
     reason.add_argument("--import", dest="files", action="append", metavar="FILE", help="a file with reasoning")
     backends = "native: the engine of this process (Native.path); openai: a compatible endpoint (Endpoint.url)"
@@ -80,7 +99,8 @@ def make_parser() -> argparse.ArgumentParser:
     verify.add_argument("--store", help="its path; else Reasoning.store")
 
     verb("train", "tune one model for one paradigm", workdir=True)
-    verb("experiment", "paradigms × training sizes × seeds, and one table", workdir=True)
+    experiment = verb("experiment", "paradigms × training sizes × seeds, and one table", workdir=True)
+    experiment.add_argument("--shard", metavar="I/N", help="only this part of the cells, from 0/N; one folder for all")
 
     evaluate = verb("evaluate", "score a trained bundle on a split")
     evaluate.add_argument("bundle", help="working directory of `fiat train`, or a bundle")

@@ -7,6 +7,7 @@ import numpy as np
 
 from fiat_jax.data.examples import Examples
 from fiat_jax.data.layout import Batch, DecoderLayout, Layout, Passages
+from fiat_jax.data.order import BARE, order
 from fiat_jax.data.packing import Plan, plan
 from fiat_jax.data.ragged import Ragged, offsets_of
 from fiat_jax.errors import UserError
@@ -17,6 +18,9 @@ class TrainBatches:
 
     An epoch reads every example once. Its packed rows are dealt evenly to as few batches of `batch_rows` rows as hold
     them, so that no step rests on a handful of examples; rows of weight 0 fill the batches up to one shape.
+
+    `bare` are the same examples rendered otherwise (without ŷ_β): each epoch reads the share `bare_share` of its
+    examples so, chosen anew.
     """
 
     def __init__(
@@ -26,8 +30,13 @@ class TrainBatches:
         batch_rows: int,
         seed: int,
         layout: Callable[[int], Layout] = DecoderLayout,
+        bare: Examples | None = None,
+        bare_share: float = 0.0,
     ):
-        passages = Passages(examples.row_ids, examples.inputs, examples.targets, np.arange(len(examples) + 1))
+        assert bare is None or bare.row_ids == examples.row_ids
+        self._num_examples, self._bare_share = len(examples), bare_share if bare is not None else 0.0
+        held = examples if bare is None else examples.joined(bare)
+        passages = Passages(held.row_ids, held.inputs, held.targets, np.arange(len(held) + 1), held.weights)
         self._packer = _Packer.of(passages, layout(row_length), batch_rows)
         self._seed = seed
         self._num_batches: dict[int, int] = {}
@@ -68,10 +77,22 @@ class TrainBatches:
     def _plan(self, epoch: int) -> Plan:
         found = self._plans.get(epoch)
         if found is None:
-            found = plan(self._packer.sizes_NR, self._packer.capacity, self._seed, epoch)
+            read = self._read(epoch)
+            found = plan(self._packer.sizes_NR[read], self._packer.capacity, self._seed, epoch)
+            found = Plan(read[found.examples], found.starts)
             # Two, because a prefetching reader crosses into the next epoch while the last one is still asked for.
             self._plans = {**dict(list(self._plans.items())[-1:]), epoch: found}
         return found
+
+    def _read(self, epoch: int) -> np.ndarray:
+        """Return which of the passages an epoch reads, in the order of the examples: int64 [num_examples]."""
+        every = np.arange(self._num_examples)
+        if not self._bare_share:
+            return every
+        count = round(self._bare_share * len(every))
+        bare = order(len(every), self._seed, epoch, BARE)[:count]
+        every[bare] += len(every)
+        return every
 
 
 class ScoringBatches:

@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +31,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """Many examples, token ids in flat arrays that may be memory-mapped; `dropped` has the truncated ones by index."""
+    """Many examples, token ids in flat arrays that may be memory-mapped; `dropped` has the truncated ones by index.
+
+    `weights` (float32 [N]) is what each target token of an example counts in the loss; None: 1.
+    """
 
     row_ids: list[str]
     languages: list[str]
     inputs: Ragged
     targets: Ragged
     dropped: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    weights: np.ndarray | None = None
 
     @classmethod
     def of(cls, examples: Iterable[Example]) -> "Examples":
@@ -72,6 +76,23 @@ class Examples:
             inputs=self.inputs.take(chosen),
             targets=self.targets.take(chosen),
             dropped={new: self.dropped[old] for new, old in enumerate(chosen.tolist()) if old in self.dropped},
+            weights=None if self.weights is None else self.weights[chosen],
+        )
+
+    def weighted(self, weight: float) -> "Examples":
+        """The same examples, each target token of which counts `weight` in the loss."""
+        return replace(self, weights=np.full(len(self), weight, np.float32))
+
+    def joined(self, others: "Examples") -> "Examples":
+        """These examples and then the others; a row may be among both."""
+        weights = [np.ones(len(one), np.float32) if one.weights is None else one.weights for one in (self, others)]
+        return Examples(
+            row_ids=[*self.row_ids, *others.row_ids],
+            languages=[*self.languages, *others.languages],
+            inputs=self.inputs.joined(others.inputs),
+            targets=self.targets.joined(others.targets),
+            dropped={**self.dropped, **{len(self) + index: kinds for index, kinds in others.dropped.items()}},
+            weights=None if self.weights is None and others.weights is None else np.concatenate(weights),
         )
 
     def truncations(self) -> dict[str, dict[str, dict[str, int]]]:

@@ -20,13 +20,15 @@ _TARGET_MULTIPLE = 8
 class Passages:
     """N examples, each an input and the answers that may follow it: one target in training, candidates in scoring.
 
-    The answers of example i are `answers[first[i]]` … `answers[first[i + 1] - 1]`.
+    The answers of example i are `answers[first[i]]` … `answers[first[i + 1] - 1]`. `weights` (float32 [N]) is what a
+    token of an example's answers counts; None: 1.
     """
 
     row_ids: Sequence[str]
     inputs: Ragged
     answers: Ragged
     first: np.ndarray
+    weights: np.ndarray | None = None
 
 
 class Layout(Protocol):
@@ -53,7 +55,7 @@ class DecoderLayout:
     examples of a row; `branches`, 0 for what all answers of an example share, c + 1 for answer c (0 if the only one).
     int32 [rows, M]: `target_positions`, the place in the row whose output predicts a target; `targets`; `examples` and
     `candidates`, which example and which of its answers the target belongs to, -1 for padding.
-    float32 [rows, M]: `weights`, 0 for padding.
+    float32 [rows, M]: `weights`, 0 for padding, else what a target counts.
 
     A query sees the keys at or before it in its segment whose branch is 0 or its own, so an input is read once for all
     its answers.
@@ -224,7 +226,9 @@ def _targets(passages: Passages, places: _Places, num_rows: int, num_targets: in
     after_answer = np.repeat(p.tail_C, length_C) + step - 1
     batch["target_positions"][at] = np.where(step == 0, np.repeat(last_input_C, length_C), after_answer)
     batch["targets"][at] = passages.answers.values[spans(passages.answers.offsets[p.answer_C], length_C)]
-    batch["weights"][at] = 1
+    batch["weights"][at] = (
+        1 if passages.weights is None else np.repeat(passages.weights[p.example_E[owner_C]], length_C)
+    )
     batch["examples"][at] = np.repeat(p.example_E[owner_C], length_C)
     batch["candidates"][at] = np.repeat(within(p.answers_E), length_C)
     return {name: flat.reshape(num_rows, num_targets) for name, flat in batch.items()}

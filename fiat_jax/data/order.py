@@ -2,7 +2,7 @@
 
 import numpy as np
 
-EXAMPLES, ROWS, LENGTHS = 0, 1, 2  # streams of random numbers: what an epoch permutes, each independently
+EXAMPLES, ROWS, LENGTHS, BARE = 0, 1, 2, 3  # streams of random numbers: what an epoch permutes, each independently
 
 
 def order(count: int, seed: int, epoch: int, stream: int = EXAMPLES) -> np.ndarray:

@@ -42,6 +42,11 @@ class Ragged:
         lengths = self.lengths_of(indices)
         return Ragged(self.values[spans(self.offsets[indices], lengths)], offsets_of(lengths))
 
+    def joined(self, others: "Ragged") -> "Ragged":
+        """These arrays and then the others, copied."""
+        values = np.concatenate([self.values, others.values])
+        return Ragged(values, np.concatenate([self.offsets, others.offsets[1:] + self.offsets[-1]]))
+
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
     """Where N arrays of these lengths begin when they lie end to end, and where the last one ends: int64 [N + 1]."""

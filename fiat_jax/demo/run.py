@@ -21,18 +21,16 @@ from fiat_jax.evaluation.predictions import Prediction, read_predictions
 from fiat_jax.experiments import asking, runtime
 from fiat_jax.experiments.bench import Bench, Cell
 from fiat_jax.experiments.bundle import read_bundle
-from fiat_jax.experiments.feed import Reasons
-from fiat_jax.experiments.fit import scoring_rows
+from fiat_jax.experiments.cells import predict_as_it_is
 from fiat_jax.experiments.matrix import run_experiment
 from fiat_jax.experiments.paradigms import find_paradigm
 from fiat_jax.experiments.reason import Reason
 from fiat_jax.experiments.results import print_tables, table_by_language, table_of_scores, write_json
-from fiat_jax.experiments.scorer import Scorer
 from fiat_jax.experiments.sections import SECTIONS
 from fiat_jax.experiments.serve import Asked, Assembly
 from fiat_jax.experiments.spec import Data, Experiment, Prompts, Reasoning, Run
 from fiat_jax.models.lora import LoraConfig
-from fiat_jax.models.model import ModelConfig, load_model
+from fiat_jax.models.model import ModelConfig
 from fiat_jax.reasoning.drive import GenerateOptions
 from fiat_jax.reasoning.native import Native
 from fiat_jax.serving.choices import Usage
@@ -150,14 +148,7 @@ def predict_untuned(run: Run, name: str) -> list[Prediction]:
     """Return what θ_τ answers to the reported rows before any step, reading what a paradigm lets it read."""
     paradigm = find_paradigm(name)
     bench = Bench(run, (0,), [paradigm])
-    cell = Cell(paradigm, len(bench.train_rows), 0)
-    mesh = run.mesh.build()
-    with jax.set_mesh(mesh):
-        model = load_model(run.model, mesh, lora=run.lora)
-        rows = scoring_rows(run.train.batch_rows, model)
-        scorer = Scorer(model, bench.feed(cell), run.train.row_length, rows)
-        prepared = scorer.prepare(bench.report_rows, Reasons({}))
-        return prepared.predict(model.trainable, run.prompts.max_new_tokens)
+    return predict_as_it_is(bench, Cell(paradigm, len(bench.train_rows), 0))
 
 
 def ask_pair(bundle: Path, native: Native, row: Row) -> dict[str, str]:

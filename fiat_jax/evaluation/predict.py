@@ -73,16 +73,18 @@ def text_predictions(
     *,
     extractor: str | None = None,
     verbalise: Callable[[str], str] = str,
+    answer_in: Callable[[str], str] = str,
 ) -> list[Prediction]:
     """Return the answer found in each completion, by the extractor named or the one of the task's kind.
 
-    `verbalise` gives the words that the model says for a label of the task.
+    `verbalise` gives the words that the model says for a label of the task, `answer_in` the part of a completion that
+    is read, where its reasoning stands before it.
     """
     find = find_extractor(extractor or task.kind)
     found = []
     for row, completion in zip(rows, completions, strict=True):
         labels = {verbalise(label): label for label in task.candidates(row)}
-        found.append(_prediction(task, row, find(completion, labels), completion=completion))
+        found.append(_prediction(task, row, find(answer_in(completion), labels), completion=completion))
     return with_values(task, found)
 
 

@@ -1,6 +1,7 @@
 """`fiat evaluate` and `fiat predict`: a trained bundle answers the rows of a split or of a file."""
 
 import dataclasses
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,19 +26,25 @@ from fiat_jax.experiments.spec import Reasoning
 from fiat_jax.sharding import MeshConfig
 from fiat_jax.tasks.task import Row, read_rows
 
+logger = logging.getLogger(__name__)
+
 
 def reasons_of(bundle: Bundle, rows: Sequence[Row], reasoning: Reasoning | None) -> Reasons:
     """Return the ŷ_β of rows from the bundle's reasoning set, or from the one named."""
-    paradigm = find_paradigm(bundle.paradigm)
-    if not paradigm.needs_reasoning:
+    paradigm = find_paradigm(bundle.paradigm, bundle.own)
+    if not paradigm.reads_reasoning:
         return Reasons({})
-    found = read_reasons(bundle.task, rows, reasoning or bundle.reasoning)
+    where = reasoning or bundle.reasoning
+    where = dataclasses.replace(where, vote=where.vote or paradigm.vote)
+    found = read_reasons(bundle.task, rows, where, answered_without=bool(paradigm.dropout))
+    if found.missing:
+        logger.warning("%d of %d rows have no reasoning, and are answered without it", len(found.missing), len(rows))
     return found.shuffled(rows, bundle.task, bundle.seed) if paradigm.shuffled else found
 
 
 def _predict(bundle: Bundle, rows: Sequence[Row], reasons: Reasons, mesh: MeshConfig) -> list[Prediction]:
     scorer = open_bundle(bundle, mesh)
-    return scorer.prepare(rows, reasons).predict(scorer.model.trainable, bundle.prompts.max_new_tokens)
+    return scorer.prepare(rows, reasons).predict(scorer.model.trainable)
 
 
 def evaluate(

@@ -38,7 +38,7 @@ class Bundle:
 
     `directory` holds prompts.yaml and either adapter/ or, where all weights were tuned, model/. `reasoning` names the
     set it was trained with, `sets` says what produced it, `asked` where θ_β was then; `seed` shuffles the rows' ŷ_β
-    where the paradigm does; the hashes are of what it was trained with.
+    where the paradigm does; `own` are the paradigms that the user made; the hashes are of what it was trained with.
     """
 
     directory: Path
@@ -58,6 +58,7 @@ class Bundle:
     adapter: bool
     sets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def provenance(self) -> Provenance | None:
@@ -98,6 +99,7 @@ def write_bundle(directory: Path, model: Model, feed: Feed, run: Run, reasons: R
         adapter=model.lora is not None,
         sets={} if reasons.provenance is None else {reasons.set_key: dataclasses.asdict(reasons.provenance)},
         asked=reasons.asked,
+        own=run.own,
     )
     _write(directory, bundle)
 
@@ -169,7 +171,7 @@ def open_feed(bundle: Bundle) -> Feed:
     instructions = load_instructions(bundle.prompts.file)
     if instructions.answer_hash != bundle.answer_hash:
         raise UserError(f"{bundle.prompts.file} was changed after training; restore it, or train again with it")
-    feed = Feed(bundle.task, instructions, tokenizer, bundle.prompts, find_paradigm(bundle.paradigm))
+    feed = Feed(bundle.task, instructions, tokenizer, bundle.prompts, find_paradigm(bundle.paradigm, bundle.own))
     if feed.renderer.identity != bundle.tokenizer:
         raise UserError(
             f"the tokenizer in {bundle.theta_tau_path}, or its chat template, is not the one that {bundle.directory} "

@@ -6,56 +6,106 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from fiat_jax import remote
 from fiat_jax.data.examples import content_key
 from fiat_jax.distributed import barrier, is_main
 from fiat_jax.errors import UserError
 from fiat_jax.evaluation.predict import answer_predictions
 from fiat_jax.evaluation.predictions import Prediction, read_predictions, write_predictions
+from fiat_jax.experiments.aside import make_place
 from fiat_jax.experiments.bench import Bench, Cell
 from fiat_jax.experiments.bundle import write_bundle
-from fiat_jax.experiments.fit import Fit, Job, Selection, fit
+from fiat_jax.experiments.feed import Reasons
+from fiat_jax.experiments.fit import Fit, Job, Selection, fit, scoring_rows
+from fiat_jax.experiments.large import identity_of_large, rank_by_large
 from fiat_jax.experiments.results import file_hash, write_json
+from fiat_jax.experiments.scorer import Scorer
+from fiat_jax.experiments.spec import Point
+from fiat_jax.models.model import load_model
 from fiat_jax.training.log import Listener
 
 # name of a training run, its directory → who watches it
 Listeners = Callable[[str, Path], Sequence[Listener]]
+BARE = "-bare"  # after the name of a cell and of a system: what it answers without ŷ_β
 
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """A finished cell: its predictions of the report split, and facts for results.json."""
+    """A finished cell: its predictions of the report split, and facts for results.json.
+
+    `bare` are predictions of the same rows without ŷ_β, of a paradigm that is trained to do without.
+    """
 
     cell: Cell
     predictions: Sequence[Prediction]
     facts: Mapping[str, Any]
+    bare: Sequence[Prediction] | None = None
+
+    @property
+    def systems(self) -> list[tuple[str, str, Sequence[Prediction]]]:
+        """Return (cell, system, predictions) of every line that the cell has in tables."""
+        whole = [(self.cell.name, self.cell.system, self.predictions)]
+        return whole + ([(self.cell.name + BARE, self.cell.system + BARE, self.bare)] if self.bare is not None else [])
 
 
-def run_cell(bench: Bench, cell: Cell, learning_rates: Sequence[float], workdir: Path, listeners: Listeners) -> Done:
-    """Return a cell's result: what is stored for it, or made now. A killed cell goes on where it was."""
-    key, path, predictions = _place(bench, cell, learning_rates, workdir)
+def run_cell(
+    bench: Bench, cell: Cell, search: Sequence[Point], workdir: Path, listeners: Listeners, *, renew: bool = False
+) -> Done:
+    """Return a cell's result: what is stored for it, or made now. A killed cell goes on where it was.
+
+    With `renew` a cell that was made with other settings is put aside; without, it is an error.
+    """
+    key, path, predictions = _place(bench, cell, search, workdir)
     stored = stored_facts(path, predictions, key)
+    if stored is None and renew:
+        make_place(workdir, cell.name, _identity(bench, cell))
+        stored = stored_facts(path, predictions, key)
     if stored is not None:
-        return Done(cell, read_predictions(predictions), stored)
-    found, facts = (_trained if cell.paradigm.trained else _icl)(bench, cell, learning_rates, workdir, listeners)
+        bare = _bare(predictions) if cell.paradigm.dropout else None
+        return Done(cell, read_predictions(predictions), stored, None if bare is None else read_predictions(bare))
+    if cell.paradigm.trained:
+        found, bare, facts = _trained(bench, cell, search, workdir, listeners)
+    else:
+        found, bare = (predict_as_it_is if cell.paradigm.answers == "tau" else _icl)(bench, cell), None
+        facts = {"set": bench.reasons_of(cell.paradigm).set_key} if cell.paradigm.needs_reasoning else {}
     if is_main():
+        if bare is not None:
+            facts = {"predictions_bare_sha256": write_predictions(_bare(predictions), bare), **facts}
         facts = {"key": key, "predictions_sha256": write_predictions(predictions, found), **facts}
         write_json(path, facts)
         remote.push(workdir)
     barrier(cell.name)
-    return Done(cell, found, facts)
+    return Done(cell, found, facts, bare)
 
 
-def is_done(bench: Bench, cell: Cell, learning_rates: Sequence[float], workdir: Path) -> bool:
+def is_done(bench: Bench, cell: Cell, search: Sequence[Point], workdir: Path) -> bool:
     """Return whether `run_cell` has made this cell already."""
-    key, path, predictions = _place(bench, cell, learning_rates, workdir)
+    key, path, predictions = _place(bench, cell, search, workdir)
     return stored_facts(path, predictions, key) is not None
 
 
-def _place(bench: Bench, cell: Cell, learning_rates: Sequence[float], workdir: Path) -> tuple[str, Path, Path]:
+def _place(bench: Bench, cell: Cell, search: Sequence[Point], workdir: Path) -> tuple[str, Path, Path]:
     """Return what a cell's result is known by, and the files of its facts and its predictions."""
-    key = content_key(dict(bench.identity(cell)), list(learning_rates))
+    key = content_key(_identity(bench, cell), [dataclasses.astuple(point) for point in points_of(cell, search)])
     return key, workdir / "cells" / f"{cell.name}.json", workdir / "predictions" / f"{cell.name}.jsonl"
+
+
+def _identity(bench: Bench, cell: Cell) -> dict[str, str]:
+    return {**bench.identity(cell), **(identity_of_large(bench) if cell.paradigm.scores else {})}
+
+
+def points_of(cell: Cell, search: Sequence[Point]) -> list[Point]:
+    """Return the training runs of a cell: where all weights are tuned, points that differ in rank alone are one."""
+    if not cell.paradigm.trained:
+        return []
+    return list(search if cell.paradigm.lora else {(p.learning_rate, p.epochs): p for p in reversed(search)}.values())
+
+
+def _bare(predictions: Path) -> Path:
+    """Return the file of the predictions that were made without ŷ_β."""
+    return predictions.with_name(f"{predictions.stem}{BARE}{predictions.suffix}")
 
 
 def stored_facts(path: Path, predictions: Path, key: str) -> dict[str, Any] | None:
@@ -70,41 +120,64 @@ def stored_facts(path: Path, predictions: Path, key: str) -> dict[str, Any] | No
         facts = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); remove it, and the cell is made anew") from None
-    return facts if facts["key"] == key and facts["predictions_sha256"] == file_hash(predictions) else None
+    whole = [(predictions, facts["predictions_sha256"])]
+    if "predictions_bare_sha256" in facts:
+        whole.append((_bare(predictions), facts["predictions_bare_sha256"]))
+    same = facts["key"] == key and all(file.exists() and file_hash(file) == held for file, held in whole)
+    return facts if same else None
 
 
-def _icl(bench: Bench, *_: Any) -> tuple[list[Prediction], dict[str, Any]]:
-    """Return θ_β's own stored answers."""
-    reasons, ids = bench.reasons, bench.task.id_field
-    answers = [reasons.by_id[row[ids]].answer for row in bench.report_rows]
-    return answer_predictions(bench.task, bench.report_rows, answers), {"set": reasons.set_key}
+def _icl(bench: Bench, cell: Cell) -> list[Prediction]:
+    """Return θ_β's own stored answers, or how it ranks the labels after its stored rationale."""
+    if cell.paradigm.scores:
+        return rank_by_large(bench)
+    reasons, ids = bench.reasons_for(cell, bench.report_rows), bench.task.id_field
+    return answer_predictions(bench.task, bench.report_rows, [reasons.by_id[r[ids]].answer for r in bench.report_rows])
+
+
+def predict_as_it_is(bench: Bench, cell: Cell) -> list[Prediction]:
+    """Return what θ_τ answers to the reported rows before any step, reading what a paradigm lets it read."""
+    run, mesh = bench.run, bench.run.mesh.build()
+    with jax.set_mesh(mesh):
+        model = load_model(run.model, mesh, tuned=False)
+        rows = scoring_rows(run.train.batch_rows, model)
+        scorer = Scorer(model, bench.feed(cell), run.train.row_length, rows, run.data.length_normalise)
+        prepared = scorer.prepare(bench.report_rows, bench.reasons_for(cell, bench.report_rows))
+        return prepared.predict(model.trainable)
 
 
 def _trained(
-    bench: Bench, cell: Cell, learning_rates: Sequence[float], workdir: Path, listeners: Listeners
-) -> tuple[list[Prediction], dict[str, Any]]:
+    bench: Bench, cell: Cell, search: Sequence[Point], workdir: Path, listeners: Listeners
+) -> tuple[list[Prediction], list[Prediction] | None, dict[str, Any]]:
     run = dataclasses.replace(bench.run, train=dataclasses.replace(bench.run.train, seed=cell.seed))
     feed, (kept, held) = bench.feed(cell), bench.split(cell)
     cache = Path(run.data.cache) if run.data.cache else workdir / "cache"
     job = Job(
         run=run,
         examples=bench.examples(feed, cell, kept, cache),
+        bare=bench.bare_examples(feed, cell, kept, cache),
         selections={"": Selection(run, feed, held, bench.reasons_for(cell, bench.train_rows))},
         facts=bench.identity(cell),
     )
     directory = workdir / "cells" / cell.name
-    fitted = fit(job, learning_rates, directory, lambda where: listeners(f"{cell.name} {where.name}", where))
-    reasons = bench.reasons_for(cell, bench.report_rows)
-    prepared = fitted.scorers[""].prepare(bench.report_rows, reasons)
-    predictions = prepared.predict(fitted.model.trainable, run.prompts.max_new_tokens)
-    write_bundle(directory / "bundle", fitted.model, feed, run, bench.reasons)
-    return predictions, facts_of(fitted)
+    fitted = fit(job, points_of(cell, search), directory, lambda where: listeners(f"{cell.name} {where.name}", where))
+
+    def predict(reasons: Reasons) -> list[Prediction]:
+        return fitted.scorers[""].prepare(bench.report_rows, reasons).predict(fitted.model.trainable)
+
+    found = predict(bench.reasons_for(cell, bench.report_rows))
+    bare = predict(Reasons({})) if cell.paradigm.dropout else None
+    write_bundle(directory / "bundle", fitted.model, feed, run, bench.reasons_of(cell.paradigm))
+    return found, bare, {**facts_of(fitted), "rows_trained_on": len(kept)}
 
 
 def facts_of(fitted: Fit) -> dict[str, Any]:
     trained, frozen = fitted.model.num_parameters()
     return {
-        "learning_rate": fitted.learning_rate,
+        "learning_rate": fitted.point.learning_rate,
+        "rank": fitted.point.rank if fitted.model.lora is not None else None,
+        "epochs": fitted.point.epochs,
+        "search": [{**dataclasses.asdict(point), **best.metrics} for point, best in fitted.searched],
         "best_step": fitted.best.step,
         "selection": dict(fitted.best.metrics),
         "evaluations": [[e.step, dict(e.metrics)] for e in fitted.evaluations],

@@ -11,7 +11,7 @@ from fiat_jax.data.batches import TrainBatches
 from fiat_jax.data.examples import Example, Examples
 from fiat_jax.experiments.bench import Bench, Cell
 from fiat_jax.experiments.feed import Feed, Reasons
-from fiat_jax.experiments.paradigms import find_paradigm
+from fiat_jax.experiments.paradigms import find_paradigm, find_paradigms
 from fiat_jax.experiments.spec import Run
 from fiat_jax.models.model import Model, load_model
 from fiat_jax.prompts.show import show_rendered
@@ -24,7 +24,7 @@ SIZES = {"arguments": "argument_size_in_bytes", "temporaries": "temp_size_in_byt
 
 def dry_run(run: Run, console: Console, sizes: Sequence[int] = (0,)) -> None:
     """Print the first rendered example with tokens and loss mask, parameter counts, steps and the memory estimate."""
-    paradigm = find_paradigm(run.paradigm)
+    paradigm = find_paradigm(run.paradigm, run.own)
     bench = Bench(run, sizes, [paradigm])
     console.print(f"{paradigm.name}: {len(bench.report_rows):,} {run.data.report_split} rows are reported")
     if not paradigm.trained:
@@ -69,6 +69,7 @@ def _memory(model: Model, batches: TrainBatches, config: TrainConfig, num_steps:
 
 def runs_of(run: Run, paradigms: tuple[str, ...]) -> Run:
     """Return the run whose dry run stands for an experiment: FIAT's, or the first trained one's."""
-    trained = [name for name in paradigms if find_paradigm(name).trained]
-    chosen = "fiat" if "fiat" in trained else next(iter(trained), paradigms[0])
+    named = find_paradigms(paradigms, run.own)
+    trained = [paradigm.name for paradigm in named if paradigm.trained]
+    chosen = "fiat" if "fiat" in trained else next(iter(trained), named[0].name)
     return dataclasses.replace(run, paradigm=chosen)

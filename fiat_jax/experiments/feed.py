@@ -39,6 +39,7 @@ class Reasons:
     missing: frozenset[str] = frozenset()
     provenance: Provenance | None = None
     asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    several: bool = False  # some row has more than one sample
 
     def shuffled(self, rows: Sequence[Row], task: Task, seed: int) -> "Reasons":
         """Give each row the ŷ_β of another one of these rows: the control for what reasoning says about its own row."""
@@ -63,6 +64,10 @@ class Reasons:
         right = agreement(task, [row[task.answer_field] for row in rows], answers)
         return [row for row, value in zip(rows, right, strict=True) if value == 1.0]
 
+    def with_rationale(self, task: Task, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows that θ_β gave a rationale for."""
+        return [row for row in rows if self.by_id[row[task.id_field]].rationale.strip()]
+
 
 def agreement(task: Task, gold: Sequence[str], answers: Sequence[str | None]) -> np.ndarray:
     """Return each answer's value in 0..1 by the task's first metric that is a mean over rows, else its accuracy."""
@@ -72,12 +77,20 @@ def agreement(task: Task, gold: Sequence[str], answers: Sequence[str | None]) ->
     return score(gold, answers)
 
 
-def read_reasons(task: Task, rows: Sequence[Row], where: Reasoning, training: Sequence[Row] = ()) -> Reasons:
+def unranked(task: Task) -> Task:
+    """Return a task with the metrics of answers that were not ranked against others, accuracy where it has no other."""
+    kept = tuple(metric.name for metric in find_metrics(task.metrics) if metric.per_row is not None)
+    return dataclasses.replace(task, metrics=kept or ("accuracy",))
+
+
+def read_reasons(
+    task: Task, rows: Sequence[Row], where: Reasoning, training: Sequence[Row] = (), *, answered_without: bool = False
+) -> Reasons:
     """Join rows, those of `training` too, with their reasoning in the store.
 
     Raises:
         UserError: rows without reasoning, with the command that makes it; where `where` is partial, those of `training`
-            alone may lack it.
+            alone may lack it, and all where they are `answered_without`.
     """
     store, count = ReasoningStore(where.store), len(rows) + len(training)
     if not store.sets():
@@ -89,14 +102,15 @@ def read_reasons(task: Task, rows: Sequence[Row], where: Reasoning, training: Se
     key = store.resolve(where.set)
     provenance = store.provenance(key)
     needed = {row[task.id_field] for row in rows}
-    optional = {row[task.id_field] for row in training} - needed if where.partial else ()
+    optional = {row[task.id_field] for row in training} - needed if where.partial else set()
+    optional |= needed if answered_without else set()
     joined = join(
         task, [*training, *rows], store, key,
         vote=where.vote, optional=optional, command=_command(task, where, provenance),
     )  # fmt: skip
     name = " ".join(str(provenance.model[part]) for part in ("name", "revision") if provenance.model.get(part))
     gone = frozenset(joined.excluded), frozenset(joined.missing)
-    return Reasons(joined.reasoning, key, name, *gone, provenance, store.backend(key) or {})
+    return Reasons(joined.reasoning, key, name, *gone, provenance, store.backend(key) or {}, joined.several)
 
 
 def _command(task: Task, where: Reasoning, provenance: Provenance) -> str:
@@ -140,7 +154,8 @@ class Feed:
         prompts: Prompts,
         paradigm: Paradigm,
     ):
-        self.task, self.paradigm, self.tokenizer = task, paradigm, tokenizer
+        self.paradigm, self.tokenizer = paradigm, tokenizer
+        self.task = unranked(task) if paradigm.writes == "cot" else task
         self.renderer = Renderer(
             instructions,
             tokenizer,
@@ -148,7 +163,10 @@ class Feed:
             use_instructions=paradigm.use_instructions,
             reasoning_use=paradigm.reasoning_use,
         )
+        self._prompts = prompts
         self._reserve = 0 if task.kind in ("label", "choice") else prompts.max_new_tokens
+        if paradigm.writes != "answer":
+            _ = self.renderer.words  # refused before anything runs where the file lacks them
 
     @property
     def layout(self) -> Callable[[int], Layout]:
@@ -158,12 +176,38 @@ class Feed:
 
     def render(self, row: Row, reasons: Reasons, *, with_target: bool) -> Rendered:
         """Render one row, with its answer for training."""
-        reasoning = reasons.by_id.get(row[self.task.id_field]) if self.paradigm.needs_reasoning else None
         target = row[self.task.answer_field] if with_target else None
+        if self.paradigm.writes == "cot":
+            rationale = reasons.by_id[row[self.task.id_field]].rationale if with_target else None
+            return self._reasoned(row, rationale, target)
+        reasoning = reasons.by_id.get(row[self.task.id_field]) if self.paradigm.reads_reasoning else None
         reserve = self._reserve
         if self.task.kind == "choice":  # whatever the right answer is, and in training as in evaluation
             reserve = max(map(len, self.candidates(row)))
         return self.renderer.answer(row, reasoning, target, reserve=reserve)
+
+    def render_rationale(self, row: Row, reasons: Reasons) -> Rendered:
+        """Render one row with its rationale as what is learnt."""
+        return self._reasoned(row, reasons.by_id[row[self.task.id_field]].rationale, None)
+
+    def _reasoned(self, row: Row, rationale: str | None, answer: str | None) -> Rendered:
+        reserve = self._prompts.max_reasoning_tokens + self._prompts.max_new_tokens
+        return self.renderer.reasoned(row, rationale, answer, most=self._prompts.max_reasoning_tokens, reserve=reserve)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether answers are candidates that are ranked; else they are generated."""
+        return self.task.kind in ("label", "choice") and self.paradigm.writes != "cot"
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens a generated answer may have, with the reasoning before it."""
+        own = self._prompts.max_reasoning_tokens if self.paradigm.writes == "cot" else 0
+        return own + self._prompts.max_new_tokens
+
+    def answer_in(self, completion: str) -> str:
+        """Return what of a generated text is the answer."""
+        return self.renderer.words.answer_in(completion) if self.paradigm.writes == "cot" else completion
 
     def candidates(self, row: Row) -> list[np.ndarray]:
         """Return the ids of every answer a row may have; empty where answers are generated."""
@@ -183,6 +227,15 @@ class Feed:
         key = self.content(rows, reasons)
         return ExampleCache(Path(cache)).get(key, lambda: tokenise(self.seqio_task(rows, reasons), "train"))
 
+    def rationale_examples(self, rows: Sequence[Row], reasons: Reasons, cache: str | Path) -> Examples:
+        """Return rows with their rationales as what is learnt."""
+        key = content_key("rationales", self.content(rows, reasons))
+
+        def build():
+            return tokenise(self._seqio_task(rows, lambda row: self.render_rationale(row, reasons)), "train")
+
+        return ExampleCache(Path(cache)).get(key, build)
+
     def content(self, rows: Sequence[Row], reasons: Reasons) -> str:
         """Return the hash of all that the training examples of rows depend on."""
         ids = self.task.id_field
@@ -190,15 +243,22 @@ class Feed:
             (row[ids], row_key(self.task, row), row[self.task.answer_field], reasons.by_id.get(row[ids]))
             for row in rows
         ]
-        used = (self.paradigm.needs_reasoning, self._reserve, self.task.kind, self.task.language_field)
+        used: tuple[Any, ...] = (
+            self.paradigm.needs_reasoning, self._reserve, self.task.kind, self.task.language_field,
+        )  # fmt: skip
+        if self.paradigm.writes != "answer":
+            used += (self.paradigm.writes, self._prompts.max_reasoning_tokens, self._prompts.max_new_tokens)
         return content_key("training", self.renderer.fingerprint, used, repr(content))
 
     def seqio_task(self, rows: Sequence[Row], reasons: Reasons) -> Any:
         """Return a seqio Task whose split "train" holds rendered rows with their answers."""
+        return self._seqio_task(rows, lambda row: self.render(row, reasons, with_target=True))
+
+    def _seqio_task(self, rows: Sequence[Row], render: Callable[[Row], Rendered]) -> Any:
         return make_seqio_task(
             self.task,
             {"train": rows},
-            lambda row: self.render(row, reasons, with_target=True),
+            render,
             self.tokenizer,
             {metric.name: metric.per_row for metric in find_metrics(self.task.metrics) if metric.per_row},
         )

@@ -1,4 +1,4 @@
-"""One trained paradigm: the search over learning rates, and the best of it."""
+"""One trained paradigm: the search over learning rates, ranks and epochs, and the best of it."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from fiat_jax.data.batches import TrainBatches
 from fiat_jax.data.examples import Examples
 from fiat_jax.experiments.feed import Feed, Reasons
 from fiat_jax.experiments.scorer import Scorer
-from fiat_jax.experiments.spec import Run
+from fiat_jax.experiments.spec import Point, Run
 from fiat_jax.models.model import Model, load_model
 from fiat_jax.sharding import axis_size
 from fiat_jax.tasks.task import Row
@@ -41,6 +41,7 @@ class Job:
 
     run: Run
     examples: Examples
+    bare: Examples | None  # the same without their ŷ_β, where a share of them is read so
     selections: Mapping[str, Selection]
     facts: Mapping[str, str]
 
@@ -61,7 +62,8 @@ class Fit:
 
     model: Model
     scorers: Mapping[str, Scorer]
-    learning_rate: float
+    point: Point
+    searched: tuple[tuple[Point, Evaluation], ...]
     best: Evaluation
     evaluations: tuple[Evaluation, ...]
     num_train: int
@@ -78,62 +80,74 @@ def scoring_rows(batch_rows: int, model: Model) -> int:
     return -(-2 * batch_rows // ways) * ways
 
 
-def fit(
-    job: Job, learning_rates: Sequence[float], workdir: Path, listeners: Callable[[Path], Sequence[Listener]]
-) -> Fit:
-    """Train once for each learning rate, and keep the parameters that the selection rows like best.
+def fit(job: Job, search: Sequence[Point], workdir: Path, listeners: Callable[[Path], Sequence[Listener]]) -> Fit:
+    """Train once for each point of a search, and keep the parameters that the selection rows like best.
 
-    `workdir/lr-RATE` holds each run; a killed search goes on where it was.
+    A directory of `workdir` holds each run; a killed search goes on where it was. Points of one rank share a model, so
+    all of them begin with the same adapter.
     """
-    run, feed = job.run, job.feed
-    mesh = run.mesh.build()
+    mesh = job.run.mesh.build()
+    found: list[tuple[Point, Trained]] = []
+    bed: _Bed | None = None
     with jax.set_mesh(mesh):
-        model = load_model(run.model, mesh, lora=run.lora if feed.paradigm.lora else None, seed=run.train.seed)
-        rows = scoring_rows(run.train.batch_rows, model)
-        scorers = {
-            part: Scorer(model, one.feed, run.train.row_length, rows, one.run.data.length_normalise)
-            for part, one in job.selections.items()
-        }
-        prepared = {part: scorers[part].prepare(one.rows, one.reasons) for part, one in job.selections.items()}
-
-        def measure(trainable: Any) -> dict[str, float]:
-            found = {
-                part: prepared[part].measure(trainable, one.run.prompts.max_new_tokens)
-                for part, one in job.selections.items()
-            }
-            if len(found) == 1:
-                return next(iter(found.values()))
-            apart = {f"{part}/{metric}": value for part, values in found.items() for metric, value in values.items()}
-            firsts = [found[part][one.feed.task.metrics[0]] for part, one in job.selections.items()]
-            return {**apart, MEAN: sum(firsts) / len(firsts)}
-
-        def run_one(rate: float) -> Trained:
-            optimizer = dataclasses.replace(run.train.optimizer, learning_rate=rate)
-            config = dataclasses.replace(run.train, optimizer=optimizer)
-            where = workdir / f"lr-{rate:g}"
-            return train(
-                model,
-                TrainBatches(job.examples, config.row_length, config.batch_rows, config.seed, feed.layout),
-                config,
-                where,
-                evaluate=measure,
-                select=job.metric,
-                facts=job.facts,
-                listeners=listeners(where),
-            )
-
-        found = [(rate, run_one(rate)) for rate in learning_rates]
-    rate, trained = max(found, key=lambda pair: pair[1].history.best.metrics[job.metric])
+        for point in sorted(search, key=lambda one: one.rank):  # stable: the rates of a rank keep their order
+            if bed is None or bed.rank != point.rank:
+                bed = None  # before there is another: one base at a time
+                bed = _Bed(job, point, mesh)
+            found.append((point, bed.train(point, workdir / point.name(job.run), listeners)))
+        point, best = max(found, key=lambda pair: pair[1].history.best.metrics[job.metric])
+        if bed is None or bed.rank != point.rank:
+            bed = None
+            bed = _Bed(job, point, mesh)
     return Fit(
-        model=dataclasses.replace(model, trainable=trained.trainable),
-        scorers=scorers,
-        learning_rate=rate,
-        best=trained.history.best,
-        evaluations=trained.history.evaluations,
+        model=dataclasses.replace(bed.model, trainable=best.trainable),
+        scorers=bed.scorers,
+        point=point,
+        searched=tuple((point, trained.history.best) for point, trained in found),
+        best=best.history.best,
+        evaluations=best.history.evaluations,
         num_train=len(job.examples),
         num_selection=sum(len(one.rows) for one in job.selections.values()),
         truncations=job.examples.truncations(),
         tokens=sum(one.tokens for _, one in found),
         seconds=sum(one.seconds for _, one in found),
-        goodput=trained.goodput,
+        goodput=best.goodput,
     )
+
+
+class _Bed:
+    """A model with an adapter of one rank, and what measures it; its programs are compiled once."""
+
+    def __init__(self, job: Job, point: Point, mesh: jax.sharding.Mesh):
+        run = point.applied(job.run)
+        lora = run.lora if job.feed.paradigm.lora else None
+        self.job, self.rank, self.model = job, point.rank, load_model(run.model, mesh, lora=lora, seed=run.train.seed)
+        rows = scoring_rows(run.train.batch_rows, self.model)
+        self.scorers = {
+            part: Scorer(self.model, one.feed, run.train.row_length, rows, one.run.data.length_normalise)
+            for part, one in job.selections.items()
+        }
+        self._prepared = {
+            part: self.scorers[part].prepare(one.rows, one.reasons) for part, one in job.selections.items()
+        }
+
+    def train(self, point: Point, where: Path, listeners: Callable[[Path], Sequence[Listener]]) -> Trained:
+        """Train one point of the search."""
+        job, run, paradigm = self.job, point.applied(self.job.run), self.job.feed.paradigm
+        config, layout = run.train, job.feed.layout
+        batches = TrainBatches(
+            job.examples, config.row_length, config.batch_rows, config.seed, layout, job.bare, paradigm.dropout
+        )
+        facts = {**job.facts, "Lora": repr(run.lora) if paradigm.lora else ""}
+        return train(
+            self.model, batches, config, where,
+            evaluate=self._measure, select=job.metric, facts=facts, listeners=listeners(where),
+        )  # fmt: skip
+
+    def _measure(self, trainable: Any) -> dict[str, float]:
+        found = {part: self._prepared[part].measure(trainable) for part in self.job.selections}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        apart = {f"{part}/{metric}": value for part, values in found.items() for metric, value in values.items()}
+        firsts = [found[part][one.feed.task.metrics[0]] for part, one in self.job.selections.items()]
+        return {**apart, MEAN: sum(firsts) / len(firsts)}

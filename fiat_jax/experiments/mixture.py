@@ -23,7 +23,7 @@ from fiat_jax.experiments.matrix import inputs_of, print_results, result_rows
 from fiat_jax.experiments.paradigms import find_paradigm
 from fiat_jax.experiments.progress import listeners_for
 from fiat_jax.experiments.results import write_json, write_results
-from fiat_jax.experiments.spec import Mixture, Run
+from fiat_jax.experiments.spec import Mixture, Point, Run
 from fiat_jax.tasks.task import Row
 from fiat_jax.training.config import TrainConfig
 
@@ -40,7 +40,7 @@ def run_mixture(mixture: Mixture, parts: Mapping[str, Run], workdir: Path, conso
     begun = time.monotonic()
     _check(parts)
     run = next(iter(parts.values()))
-    paradigm = find_paradigm(run.paradigm)
+    paradigm = find_paradigm(run.paradigm, run.own)
     benches = {part: Bench(one, (0,), [paradigm]) for part, one in parts.items()}
     cells = {part: Cell(paradigm, len(b.train_rows), run.train.seed, part) for part, b in benches.items()}
     key = _key(mixture, benches, cells)
@@ -63,8 +63,11 @@ def run_mixture(mixture: Mixture, parts: Mapping[str, Run], workdir: Path, conso
 
 def _check(parts: Mapping[str, Run]) -> None:
     first, run = next(iter(parts.items()))
-    if not find_paradigm(run.paradigm).trained:
+    paradigm = find_paradigm(run.paradigm, run.own)
+    if not paradigm.trained:
         raise UserError(f"a mixture trains one adapter, and {run.paradigm} trains none; choose another Run.paradigm")
+    if paradigm.writes == "both" or paradigm.dropout:
+        raise UserError(f"a mixture reads every row in one way, and {run.paradigm} in two; choose another Run.paradigm")
     for part, other in parts.items():
         for name in SHARED:
             if getattr(other, name) != getattr(run, name):
@@ -112,16 +115,15 @@ def _train(
     examples, config = _drawn(mixture, sources, bench.run.train, cache)
     facts = {f"{part}: {k}": v for part, one in benches.items() for k, v in one.identity(cells[part]).items()}
     run = dataclasses.replace(bench.run, train=config)
-    job = Job(run, examples, selections, {**facts, "Mixture": repr((mixture.rates, mixture.draws))})
-    rates = (run.train.optimizer.learning_rate,)
+    job = Job(run, examples, None, selections, {**facts, "Mixture": repr((mixture.rates, mixture.draws))})
     name = f"{bench.run.paradigm}-mixture-seed{run.train.seed}"
     directory = workdir / "cells" / name
-    fitted = fit(job, rates, directory, lambda where: listeners_for(where, f"{name} {where.name}", console))
+    fitted = fit(job, [Point.of(run)], directory, lambda where: listeners_for(where, f"{name} {where.name}", console))
     done = {}
     for part, one in benches.items():
         cell, reasons = cells[part], one.reasons_for(cells[part], one.report_rows)
         prepared = fitted.scorers[part].prepare(one.report_rows, reasons)
-        predictions = prepared.predict(fitted.model.trainable, one.run.prompts.max_new_tokens)
+        predictions = prepared.predict(fitted.model.trainable)
         write_bundle(workdir / "parts" / part / "bundle", fitted.model, feeds[part], one.run, one.reasons)
         known: dict[str, Any] = {"key": key, **facts_of(fitted)}
         if is_main():

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from fiat_jax.errors import EXIT_RESTARTABLE, EXIT_USER, Interrupted, UserError
 from fiat_jax.experiments import runtime
-from fiat_jax.experiments.bench import Bench, Cell
+from fiat_jax.experiments.bench import Cell, bench_of
 from fiat_jax.experiments.cells import run_cell
 from fiat_jax.experiments.progress import listeners_for
 from fiat_jax.experiments.spec import Experiment
@@ -28,7 +28,6 @@ class Work:
 
     experiment: Experiment
     cells: Sequence[Cell]
-    rates: Sequence[float]
     workdir: Path
 
 
@@ -116,14 +115,17 @@ def _worker(work: Work, cores: set[int], numbers: Any, told: Any) -> None:
         os.sched_setaffinity(0, cores)  # before JAX counts the threads it may use
     try:
         runtime.start()
-        console, paradigms = Console(soft_wrap=True), list(dict.fromkeys(cell.paradigm for cell in work.cells))
-        bench = Bench(work.experiment.run, work.experiment.sizes, paradigms)
+        console, benches = Console(soft_wrap=True), {}
+        search = work.experiment.search
 
         def listeners(name: str, where: Path):
             return listeners_for(where, name, console)
 
         while (number := numbers.get()) is not None:
-            run_cell(bench, work.cells[number], work.rates, work.workdir, listeners)
+            cell = work.cells[number]
+            if cell.tau not in benches:
+                benches[cell.tau] = bench_of(work.experiment, cell.tau)
+            run_cell(benches[cell.tau], cell, search, work.workdir, listeners, renew=True)
             told.put("")
     except UserError as error:
         told.put(str(error))

@@ -1,5 +1,6 @@
 """results.json and the table: what a verb found, in one stable form."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ from rich.table import Table
 
 from fiat_jax.experiments.files import ALL, SCHEMA, file_hash, write_json
 from fiat_jax.experiments.runtime import hardware, versions
-from fiat_jax.tasks.readers import file_of
+from fiat_jax.tasks.readers import files_of
 
 
 def source_of(source: str) -> dict[str, Any]:
-    """Return a data source's name, and the hash of its content where it is a file."""
-    path = file_of(source)
-    return {"path": source, "sha256": file_hash(path) if path is not None and path.is_file() else None}
+    """Return a data source's name, and the hash of its content where that is of files."""
+    hashes = [file_hash(path) for path in files_of(source)]
+    joined = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return {"path": source, "sha256": joined if hashes else None}
 
 
 def write_results(

@@ -1,5 +1,6 @@
 """A model's predictions of rows of a task: labels ranked by likelihood, or answers generated."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from fiat_jax.data.batches import ScoringBatches
 from fiat_jax.data.examples import Example, Examples
+from fiat_jax.evaluation.metrics import find_metrics
 from fiat_jax.evaluation.predict import label_predictions, rank_classification, text_predictions
 from fiat_jax.evaluation.predictions import Prediction
 from fiat_jax.evaluation.scores import ALL, score_predictions
@@ -64,7 +66,7 @@ class Prepared:
         self.rows, self._scorer = list(rows), scorer
         feed = scorer.feed
         self._prefix, self._examples = _shared(scorer.model, feed.inputs(rows, reasons))
-        self._candidates = [feed.candidates(row) for row in rows]
+        self._candidates = [feed.candidates(row) for row in rows] if feed.ranks else []
         self._batches, self._prefixes = None, None
         if any(self._candidates):
             self._batches = ScoringBatches(
@@ -72,7 +74,7 @@ class Prepared:
             )
             self._prefixes = Prefixes.of(scorer.model, len(self._prefix)) if len(self._prefix) else None
 
-    def predict(self, trainable: Any, max_new_tokens: int) -> list[Prediction]:
+    def predict(self, trainable: Any) -> list[Prediction]:
         """Return the predictions of all rows under these trained parameters, in order."""
         scorer, task = self._scorer, self._scorer.feed.task
         if self._batches is not None:
@@ -88,8 +90,9 @@ class Prepared:
                 length_normalise=scorer.length_normalise,
             )
             return label_predictions(task, self.rows, scores)
-        texts = [scorer.feed.tokenizer.decode(ids) for ids in self._generate(trainable, max_new_tokens)]
-        return text_predictions(task, self.rows, texts, verbalise=scorer.feed.renderer.instructions.verbalise)
+        feed, verbalise = scorer.feed, scorer.feed.renderer.instructions.verbalise
+        texts = [feed.tokenizer.decode(ids) for ids in self._generate(trainable, feed.new_tokens)]
+        return text_predictions(task, self.rows, texts, verbalise=verbalise, answer_in=feed.answer_in)
 
     def _generate(self, trainable: Any, max_new_tokens: int) -> list[tuple[int, ...]]:
         """Return the greedy continuation of every row."""
@@ -100,9 +103,9 @@ class Prepared:
         answers = engine.generate([Request(ids, max_new_tokens, prefix=key) for ids in inputs])
         return [found.tokens for (found,) in answers]
 
-    def measure(self, trainable: Any, max_new_tokens: int) -> dict[str, float]:
+    def measure(self, trainable: Any) -> dict[str, float]:
         """Return metric → per cent, macro mean over languages: what the loop reads."""
-        return point_values(self._scorer.feed.task, self.rows, self.predict(trainable, max_new_tokens))
+        return point_values(self._scorer.feed.task, self.rows, self.predict(trainable))
 
 
 def _shared(model: Model, examples: Examples) -> tuple[np.ndarray, Examples]:
@@ -127,6 +130,17 @@ def _power_of_two(size: int) -> int:
 
 
 def point_values(task: Task, rows: Sequence[Row], predictions: Sequence[Prediction]) -> dict[str, float]:
-    """Return metric → value in per cent, macro mean over languages, without intervals."""
+    """Return metric → value in per cent, macro mean over languages, without intervals.
+
+    Of a few rows, a ranking is left out where some language has none of the positive label; the first metric never is.
+    """
+    kept = tuple(name for n, name in enumerate(task.metrics) if n == 0 or _is_defined(task, name, rows))
+    task = dataclasses.replace(task, metrics=kept)
     scored: list[dict[str, Any]] = score_predictions(task, rows, predictions, resamples=1)
     return {row["metric"]: row["value"] for row in scored if row["language"] == ALL}
+
+
+def _is_defined(task: Task, name: str, rows: Sequence[Row]) -> bool:
+    (metric,) = find_metrics([name])
+    positive = {task.language(row) for row in rows if row[task.answer_field] == task.positive_label}
+    return metric.per_row is not None or {task.language(row) for row in rows} == positive

@@ -166,7 +166,7 @@ class Assembly:
         return dict(sorted(models.items(), key=lambda item: not isinstance(item[1], Pair)))
 
     def _needs_reasoning(self, name: str) -> bool:
-        return self._feeds[name].paradigm.needs_reasoning
+        return self._feeds[name].paradigm.reads_reasoning
 
     def _reasoning_tokenizer(self) -> Tokenizer | None:
         asked = self.asked
@@ -271,15 +271,15 @@ class Assembly:
 
         def extract(row: Row, completion: str) -> str | None:
             words = {renderer.instructions.verbalise(label): label for label in task.candidates(row)}
-            return find_extractor(task.kind)(completion, words)
+            return find_extractor(task.kind)(feed.answer_in(completion), words)
 
         def seed(row: Row) -> int | None:
             return sampling_seed(bundle.reasoning.set, row_key(task, row), 0)
 
-        if task.kind in ("label", "choice"):
+        if feed.ranks:
             answerer = Ranker(answers, task.candidates, renderer, bundle.length_normalise)
         else:
-            answerer = Generator(answers, bundle.prompts.max_new_tokens, extract)
+            answerer = Generator(answers, feed.new_tokens, extract)
         reasoning = self._renderers[name]
         return Pair(
             name,

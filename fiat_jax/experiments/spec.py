@@ -1,11 +1,13 @@
 """What verbs are asked to do: the sections that gin fills."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 from fiat_jax.errors import UserError
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import ModelConfig
+from fiat_jax.reasoning.native import Native
 from fiat_jax.sharding import MeshConfig
 from fiat_jax.tasks.task import Task
 from fiat_jax.training.config import TrainConfig
@@ -19,11 +21,13 @@ class Prompts:
         file: a YAML file as in prompts/.
         max_length: tokens of input and answer together; what is longer is truncated as the file says.
         max_new_tokens: of answers that are generated.
+        max_reasoning_tokens: of the reasoning that θ_τ writes itself, in paradigms where it does.
     """
 
     file: str = ""
     max_length: int = 256
     max_new_tokens: int = 32
+    max_reasoning_tokens: int = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Reasoning:
         vote: of several samples of a row, read the first one that has the answer of most; else the first.
         only_agreeing: train only on rows where θ_β's answer is the label. Rows that select or report all stay.
         partial: train on the rows that have reasoning by now. Rows that are reported must have it all the same.
+        sets: name → key of another set, for paradigms that read another one: 'samples', 'many-shot', or a name that
+            one of `Run.own` gives.
     """
 
     store: str = "reasoning_store"
@@ -43,6 +49,7 @@ class Reasoning:
     vote: bool = False
     only_agreeing: bool = False
     partial: bool = False
+    sets: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +74,13 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training run: `fiat train`."""
+    """One training run: `fiat train`.
+
+    Args:
+        paradigm: the name of one that is known, or of one of `own`.
+        own: name → what a paradigm of the user's own is `like`, and which of its fields differ (`Paradigm`).
+        native: θ_β's weights, for paradigms in which it is asked for more than its stored text.
+    """
 
     task: Task
     prompts: Prompts
@@ -78,6 +91,34 @@ class Run:
     train: TrainConfig
     mesh: MeshConfig
     paradigm: str = "fiat"
+    own: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
+    native: Native | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One training run of a search: its learning rate, the rank of its adapter, and its epochs."""
+
+    learning_rate: float
+    rank: int
+    epochs: int
+
+    @classmethod
+    def of(cls, run: Run) -> "Point":
+        """Return what a run's own settings say."""
+        return cls(run.train.optimizer.learning_rate, run.lora.rank, run.train.epochs)
+
+    def name(self, run: Run) -> str:
+        """Return the name of its directory: the rate, and what else differs from the run's own settings."""
+        rank = "" if self.rank == run.lora.rank else f"-r{self.rank}"
+        return f"lr-{self.learning_rate:g}{rank}" + ("" if self.epochs == run.train.epochs else f"-e{self.epochs}")
+
+    def applied(self, run: Run) -> Run:
+        """Return a run with these settings; the scale of the adapter (α/r) stays."""
+        optimizer = dataclasses.replace(run.train.optimizer, learning_rate=self.learning_rate)
+        train = dataclasses.replace(run.train, epochs=self.epochs, optimizer=optimizer)
+        alpha = run.lora.alpha * self.rank / run.lora.rank if not run.lora.rslora else run.lora.alpha
+        return dataclasses.replace(run, train=train, lora=dataclasses.replace(run.lora, rank=self.rank, alpha=alpha))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +150,14 @@ class Mixture:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The matrix paradigms × sizes × seeds: `fiat experiment`.
+    """The matrix paradigms × sizes × seeds × models: `fiat experiment`.
 
     Args:
+        paradigms: names, of groups too ('ladder', 'leave-one-out', 'controls').
         sizes: training rows, nested (the 200 are among the 1,000); 0: all of them.
-        learning_rates: the search every trained paradigm gets at every size; none: that of Optimizer alone.
+        learning_rates, ranks, epochs: the search that every trained paradigm gets at every size, all combinations;
+            none: that of Optimizer, Lora and Train alone. Where all weights are tuned there are no ranks.
+        theta_taus: name → directory of several small models, each of which has all cells; none: that of Model alone.
         against: the paradigm that every other is compared with, pair by pair.
         processes: on CPUs, how many cells are made at once, each on its share of the cores.
         underrepresented: languages whose mean is told beside that of all.
@@ -124,6 +168,9 @@ class Experiment:
     sizes: tuple[int, ...] = (0,)
     seeds: tuple[int, ...] = (0,)
     learning_rates: tuple[float, ...] = ()
+    ranks: tuple[int, ...] = ()
+    epochs: tuple[int, ...] = ()
+    theta_taus: Mapping[str, str] = dataclasses.field(default_factory=dict)
     against: str = "fiat"
     processes: int = 1
     underrepresented: tuple[str, ...] = ()
@@ -134,3 +181,22 @@ class Experiment:
         for name in ("paradigms", "sizes", "seeds"):
             if not getattr(self, name):
                 raise UserError(f"an experiment has at least one of its {name}; Experiment.{name} is empty")
+        for name in ("ranks", "epochs"):
+            if any(value < 1 for value in getattr(self, name)):
+                raise UserError(f"Experiment.{name} is {getattr(self, name)}; each must be 1 or more")
+        unfit = [name for name in self.theta_taus if not re.fullmatch(r"[\w.+-]+", name)]
+        if unfit:
+            raise UserError(
+                f"Experiment.theta_taus: {unfit[0]!r} becomes the name of files; use letters, digits, . + -"
+            )
+
+    @property
+    def search(self) -> tuple[Point, ...]:
+        """What every trained paradigm tries; the first of equals is kept."""
+        train, lora = self.run.train, self.run.lora
+        return tuple(
+            Point(rate, rank, epochs)
+            for rank in self.ranks or (lora.rank,)
+            for epochs in self.epochs or (train.epochs,)
+            for rate in self.learning_rates or (train.optimizer.learning_rate,)
+        )

@@ -10,6 +10,7 @@ from fiat_jax.prompts.schema import Section
 
 RowsById = Mapping[str, Row] | Callable[[str], Mapping[str, Row]]
 FALLBACK = "default"
+UNREVIEWED = "unreviewed"  # marks an exemplar that a model drafted
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ def _names_rows(sets: Mapping[str, list[Any]]) -> bool:
 
 def _exemplar(item: Any, rows: Any, fields: tuple[str, str], where: str) -> Exemplar:
     if isinstance(item, dict):
+        if item.get(UNREVIEWED):
+            raise UserError(
+                f"{where}: the exemplar {item.get('id', dict(item))!r} was drafted by a model and nobody has reviewed "
+                f"it; read and mend its rationale, then delete its line `{UNREVIEWED}: true`"
+            )
         row_id = label_text(item["id"]) if "id" in item else None
         return _from_row(row_id, item, ("rationale", "answer"), where)
     row_id = label_text(item)

@@ -61,9 +61,14 @@ class Instructions:
     @property
     def answer_hash(self) -> str:
         """sha256 of I_τ with the fields and labels it uses."""
+        return self.answer_hash_of(True, True)
+
+    def answer_hash_of(self, instructions: bool, reasoning: bool) -> str:
+        """Return the same of what is read without the instructions, or without ŷ_β."""
         side = self.answer_side
-        variants = {use: template.source for use, template in side.reasoning.items()}
-        parts = [VERSION, self.fields, self.labels, side.instructions, side.template.source, variants, side.truncate]
+        variants = {use: one.source for use, one in side.reasoning.items() if reasoning or use == "none"}
+        told = side.instructions if instructions else ""
+        parts = [VERSION, self.fields, self.labels, told, side.template.source, variants, side.truncate]
         return _sha256(parts + _told(side.chat))
 
     def reasoning_prefix(self, set_name: str) -> str:

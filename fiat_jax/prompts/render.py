@@ -19,12 +19,14 @@ from fiat_jax.prompts.chat import Chat, Turns, turns
 from fiat_jax.prompts.extract import Reasoning
 from fiat_jax.prompts.fields import Row, place
 from fiat_jax.prompts.instructions import Instructions
+from fiat_jax.prompts.reasoned import Words
 from fiat_jax.prompts.sides import USES
+from fiat_jax.prompts.spaces import Pieces, moved, trailing_spaces
 from fiat_jax.prompts.template import Part
 from fiat_jax.prompts.tokenizer import Tokenizer
 
 ReasoningUse = Literal["full", "answer", "rationale", "none"]
-TARGET = ("answer", "eos")
+TARGET = ("written", "answer", "eos")
 LARGE_ANSWER = "large answer"  # with a space, so that it is no field of the user's
 
 
@@ -33,7 +35,7 @@ class Segment:
     """A stretch of a rendered example.
 
     `kind` is bos, chat (of the chat template), instructions, literal, field:NAME, reasoning (the rationale),
-    large_answer (θ_β's), end (of what an encoder reads), answer, eos.
+    large_answer (θ_β's), end (of what an encoder reads); of the target written (by θ_τ before its answer), answer, eos.
     """
 
     kind: str
@@ -58,7 +60,7 @@ class Rendered:
 
     @property
     def target(self) -> np.ndarray:
-        """int32 [T]: the answer and the end token; empty where no target was asked."""
+        """int32 [T]: what is learnt, up to the end token; empty where no target was asked."""
         return _ids(segment for segment in self.segments if segment.kind in TARGET)
 
 
@@ -110,7 +112,7 @@ class Renderer:
         self._apart = tokenizer.start_id is not None  # inputs and answer are two texts
         side = instructions.answer_side
         last, self._turns = side.template.parts[-1:], self._read_turns(side.chat)
-        self._answer_space = _trailing_spaces(last[0].text) if last and tokenizer.spaces_lead else ""
+        self._answer_space = trailing_spaces(last[0].text) if last and tokenizer.spaces_lead else ""
         if tokenizer.folds_spaces:
             self._answer_space = " " if last and last[0].text[-1:].isspace() else ""
         if self._turns or self._apart:
@@ -135,14 +137,55 @@ class Renderer:
         Raises:
             UserError: a missing field, an answer without tokens, or a row that does not fit max_length even when cut.
         """
-        pieces = self._pieces(row, reasoning)
-        segments = self._segments(pieces)
+        segments = self._read(moved(self._pieces(row, reasoning), self.tokenizer))
         written: list[Segment] = []
         if target is not None:
             written = [self._answer_segment(target, row), self._end]
         room = max(_count(written), reserve, self._longest_label)
         segments, dropped = self._fit(segments, room, row)
         return Rendered((*segments, *written), dropped)
+
+    def reasoned(self, row: Row, rationale: str | None, answer: str | None, *, most: int, reserve: int) -> Rendered:
+        """Render a row whose reasoning θ_τ is to write itself, and then its answer where one is given.
+
+        Args:
+            rationale: what is learnt; None renders the inputs alone.
+            most: tokens of the rationale; what is longer is cut, and counted as `reasoning`.
+            reserve: tokens to keep free after the inputs, whatever the target.
+        """
+        if rationale is not None and not rationale.strip():
+            raise UserError(f"{place(row)} has no rationale to learn; leave it out")
+        inputs, written = self.words.asked(self._pieces(row, None)), []
+        if rationale is not None:
+            words = None if answer is None else self.instructions.verbalise(answer)
+            written = self.words.written(rationale.strip(), words)
+        if self._turns or self._apart:  # two texts
+            inputs, written = moved(inputs, self.tokenizer), moved(written, self.tokenizer)
+            written[:1] = [(kind, self._answer_space + text) for kind, text in written[:1]]
+        else:
+            whole = moved([*inputs, *written], self.tokenizer)
+            first = next((n for n, (kind, _) in enumerate(whole) if kind == "written"), len(whole))
+            inputs, written = whole[:first], whole[first:]
+        segments, dropped = self._fit(self._read(inputs), reserve, row)
+        learnt = self._learnt(written)
+        excess = len(learnt[0].ids) - most if learnt else 0
+        if excess > 0:
+            dropped["reasoning"], ids = excess, learnt[0].ids[:most]
+            learnt[0] = replace(learnt[0], ids=ids, text=self.tokenizer.decode(ids))
+        return Rendered((*segments, *learnt, *([self._end] if learnt else [])), dropped)
+
+    @cached_property
+    def words(self) -> Words:
+        """In what words θ_τ writes its own reasoning."""
+        return Words.of(self.instructions)
+
+    def _learnt(self, pieces: Pieces) -> list[Segment]:
+        """Return what is learnt before the end token, each piece by itself."""
+        found, start = [], self._apart or bool(self._turns and self.tokenizer.starts_after(self._turns.between))
+        for kind, text in pieces:
+            ids = tuple(self.tokenizer.encode(text, start=start and not found)) if text else ()
+            found += [Segment("answer" if kind == "answer" else "written", text, ids)] if ids else []
+        return found
 
     def candidates(self, labels: Iterable[object]) -> list[np.ndarray]:
         """Return the ids (int32) of each label as `answer` would write it, with the end token."""
@@ -227,8 +270,8 @@ class Renderer:
         # reserved for every row, so that the cut does not depend on which label is the right one
         return max(map(len, self.candidates(self.instructions.labels)), default=0)
 
-    def _pieces(self, row: Row, reasoning: Reasoning | None) -> list[tuple[str, str]]:
-        """Return (kind, text) of everything before the answer, with spaces moved and no empty text."""
+    def _pieces(self, row: Row, reasoning: Reasoning | None) -> Pieces:
+        """Return (kind, text) of everything before the answer, as the file has it."""
         side = self.instructions.answer_side
         pieces = []
         if self.use_instructions and side.instructions:
@@ -242,15 +285,15 @@ class Renderer:
                 pieces.append((part.slot.replace(" ", "_"), part.text))
             else:
                 pieces.append((f"field:{part.slot}", self.instructions.field(row, part.slot)))
-        if self.tokenizer.folds_spaces:
-            pieces = _fold_spaces(pieces)
-        else:
-            pieces = _move_spaces(pieces) if self.tokenizer.spaces_lead else _move_spaces_back(pieces)
+        return pieces
+
+    def _read(self, pieces: Pieces) -> list[Segment]:
+        """Return the segments of what θ_τ reads, of pieces whose spaces have been moved."""
         if self._turns and pieces:
             pieces[0] = (pieces[0][0], self._turns.begin + pieces[0][1])
         if self._turns and pieces and pieces[-1][0] == "literal":
             pieces[-1] = ("literal", pieces[-1][1].rstrip())  # as templates do with what they are given
-        return [piece for piece in pieces if piece[1]]
+        return self._segments([piece for piece in pieces if piece[1]])
 
     def _fill_reasoning(self, reasoning: Reasoning | None, row: Row) -> list[Part]:
         """Return the parts of I_τ's template with its slot {reasoning} replaced by those of the variant."""
@@ -282,7 +325,7 @@ class Renderer:
             rest[0] = Part(rest[0].text[1:])  # a line that held {reasoning} alone goes with it
         return [*parts[:index], *filled, *rest]
 
-    def _segments(self, pieces: list[tuple[str, str]]) -> list[Segment]:
+    def _segments(self, pieces: Pieces) -> list[Segment]:
         segments = []
         for n, (kind, text) in enumerate(pieces):
             start = n == 0 and (self._turns is None or self.tokenizer.starts_after(self._turns.opening))
@@ -340,46 +383,6 @@ class Renderer:
                 f"{self.instructions.source} name what else may be cut"
             )
         return segments, dropped
-
-
-def _move_spaces(pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    moved, spaces = [], ""
-    for kind, text in pieces:
-        text, spaces = spaces + text, ""
-        if kind == "literal":
-            spaces = _trailing_spaces(text)
-            text = text.removesuffix(spaces)
-        if text:
-            moved.append((kind, text))
-    return moved
-
-
-def _move_spaces_back(pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    moved: list[tuple[str, str]] = []
-    for kind, text in pieces:
-        if kind == "literal" and moved:
-            stripped = text.lstrip(" ")
-            moved[-1] = (moved[-1][0], moved[-1][1] + text[: len(text) - len(stripped)])
-            text = stripped
-        if text:
-            moved.append((kind, text))
-    return moved
-
-
-def _fold_spaces(pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the pieces with white space between them as one space that leads a piece, and none at the end."""
-    moved, space = [], ""
-    for kind, text in pieces:
-        words = text.strip()
-        space = " " if space or text[:1].isspace() else ""
-        if words:
-            moved.append((kind, space + words))
-            space = " " if text[-1].isspace() else ""
-    return moved
-
-
-def _trailing_spaces(text: str) -> str:
-    return text[len(text.rstrip(" ")) :]
 
 
 def _count(segments: Iterable[Segment]) -> int:

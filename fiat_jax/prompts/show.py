@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fiat_jax.prompts.diff import PromptDiff
 from fiat_jax.prompts.lint import LintReport
 from fiat_jax.prompts.render import TARGET, ReasoningPrompt, Rendered, Segment
 from fiat_jax.prompts.tokenizer import Tokenizer
@@ -60,3 +61,17 @@ def show_lint(report: LintReport, console: Console) -> None:
 
 def _style(segment: Segment) -> str:
     return STYLES[segment.kind.partition(":")[0]]
+
+
+def show_diff(found: PromptDiff, console: Console) -> None:
+    """Print each part that differs, and what the differences cost."""
+    for name, lines in found.parts.items():
+        console.rule(name)
+        for line in lines[2:]:
+            style = {"+": "green", "-": "red"}.get(line[:1])
+            console.print(line, style=style, markup=False, highlight=False)
+    reasoning = (
+        "needs a reasoning set of its own: every row is asked about again" if found.reasoning else "the same set"
+    )
+    answer = "another one: what was trained with one refuses the other" if found.answer else "the same"
+    console.print(f"I_β: {reasoning}. I_τ: {answer}.", highlight=False)

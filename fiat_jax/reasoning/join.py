@@ -13,11 +13,15 @@ from fiat_jax.tasks.task import Row, Task, row_key
 
 @dataclass(frozen=True)
 class Joined:
-    """ŷ_β by row id. `excluded` are rows whose answer the prompt shows, `missing` rows without a record."""
+    """ŷ_β by row id. `excluded` are rows whose answer the prompt shows, `missing` rows without a record.
+
+    `several` says that a vote chose between samples of some row.
+    """
 
     reasoning: dict[str, Reasoning]
     excluded: tuple[str, ...]
     missing: tuple[str, ...]
+    several: bool = False
 
 
 def join(
@@ -61,7 +65,8 @@ def join(
             f"{store.path}: set {set_key} has no reasoning for {len(needed)} of {len(keys)} rows of task {task.name} "
             f"({some}); make it with `{command or _command(provenance)}`"
         )
-    return Joined(reasoning, tuple(excluded), tuple(missing))
+    several = any(len(found) > 1 for found in samples.values())
+    return Joined(reasoning, tuple(excluded), tuple(missing), several)
 
 
 def majority(samples: Sequence[Reasoning]) -> Reasoning:

@@ -3,6 +3,7 @@
 import csv
 import importlib
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 from fiat_jax.errors import UserError
 from fiat_jax.prompts.fields import SourceRow
-from fiat_jax.remote import fetched
+from fiat_jax.remote import fetched, is_remote
 
+COLUMNS, FILE = "?columns=", "file"
 LONGEST_CELL = 2**31 - 1  # csv refuses cells of more than 128 KiB unless told
 
 
@@ -19,7 +21,9 @@ def read_source(source: str) -> Iterator[SourceRow]:
     """Yield the rows of one source in its order.
 
     Args:
-        source: a path (local, gs://, s3://) that ends in .jsonl, .tsv (no quoting) or .csv; "hf://NAME:CONFIG/SPLIT",
+        source: a path (local, gs://, s3://) that ends in .jsonl, .tsv (no quoting) or .csv; a pattern of such paths
+            (mgsm/*.jsonl), whose rows come file by file, with the file's name without its ending as their field
+            "file"; a table without a header says what is in it (x.tsv?columns=input,target); "hf://NAME:CONFIG/SPLIT",
             where NAME is a hub id or a folder written by `save_to_disk`; "tfds://NAME/SPLIT", where NAME names a
             data set prepared as array_record, or is its folder (class labels become their names); or
             "seqio://MODULE:NAME/SPLIT", a seqio Task or mixture that MODULE registers (`data.seqio_rows`).
@@ -37,19 +41,57 @@ def read_source(source: str) -> Iterator[SourceRow]:
         raise UserError(f"{source} holds no rows")
 
 
-def file_of(source: str) -> Path | None:
-    """Return the local file of a source, fetched if it is in an object store; None where a library has the rows."""
-    return None if source.partition("://")[0] in LIBRARIES else fetched(source)
-
-
 def _read_file(source: str) -> Iterator[SourceRow]:
+    name, _, named = source.partition(COLUMNS)
+    columns = tuple(named.split(",")) if named else None
+    paths = files_of(source)
+    if not _is_pattern(name):
+        yield from _read_one(name, columns)
+        return
+    if not paths:
+        raise UserError(f"{source}: no file has such a name; correct the task's `splits`")
+    for path in paths:
+        for row in _read_one(str(path), columns):
+            row.setdefault(FILE, path.stem)
+            yield row
+
+
+def files_of(source: str) -> list[Path]:
+    """Return the files that a source names which are there, fetched if they are in an object store, in reading order.
+
+    Of what a library has there are none.
+    """
+    name = source.partition(COLUMNS)[0]
+    if is_remote(name) and name.partition("://")[0] in LIBRARIES:
+        return []
+    if not _is_pattern(name):
+        path = fetched(name)
+        return [path] if path.is_file() else []
+    folder, _, pattern = name.rpartition("/")
+    if _is_pattern(folder):
+        raise UserError(f"{source}: a pattern is of file names alone; name the folder")
+    there = fetched(folder or ("/" if name.startswith("/") else "."))
+    return sorted(there.glob(pattern)) if there.exists() else []
+
+
+def _is_pattern(name: str) -> bool:
+    return bool(set("*[") & set(name))
+
+
+def _read_one(source: str, columns: Sequence[str] | None) -> Iterator[SourceRow]:
     path = fetched(source)
     if path.suffix not in PARSERS:
         known = ", ".join([*PARSERS, *(f"{scheme}://" for scheme in LIBRARIES)])
         raise UserError(f"{source}: cannot tell how to read it from its name; known are {known}")
     if not path.exists():
         raise UserError(f"{source}: there is no such file; correct the task's `splits`")
-    yield from PARSERS[path.suffix](_lines(path.read_bytes(), source), source)
+    if columns and path.suffix not in TABLES:
+        raise UserError(f"{source}{COLUMNS}...: only tables have columns: {', '.join(TABLES)}")
+    lines = _lines(path.read_bytes(), source)
+    if columns:
+        separator = TABLES[path.suffix]
+        lines = itertools.chain([(0, separator.join(columns))], lines)
+    yield from PARSERS[path.suffix](lines, source, *([1] if columns else []))
 
 
 def _lines(content: bytes, source: str) -> Iterator[tuple[int, str]]:
@@ -82,17 +124,18 @@ def _read_jsonl(lines: Iterator[tuple[int, str]], source: str) -> Iterator[Sourc
         yield SourceRow(row, where)
 
 
-def _read_tsv(lines: Iterator[tuple[int, str]], source: str) -> Iterator[SourceRow]:
+def _read_tsv(lines: Iterator[tuple[int, str]], source: str, added: int = 0) -> Iterator[SourceRow]:
     text = (f"{line}\n" for _, line in lines)
-    yield from _read_table(csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE), source)
+    yield from _read_table(csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE), source, added)
 
 
-def _read_csv(lines: Iterator[tuple[int, str]], source: str) -> Iterator[SourceRow]:
+def _read_csv(lines: Iterator[tuple[int, str]], source: str, added: int = 0) -> Iterator[SourceRow]:
     text = io.StringIO("".join(f"{line}\n" for _, line in lines), newline="")
-    yield from _read_table(csv.reader(text, strict=True), source)
+    yield from _read_table(csv.reader(text, strict=True), source, added)
 
 
-def _read_table(cells: Any, source: str) -> Iterator[SourceRow]:
+def _read_table(cells: Any, source: str, added: int) -> Iterator[SourceRow]:
+    """Yield the rows of a table; `added` lines before the first are not the file's."""
     limit = csv.field_size_limit(LONGEST_CELL)
     try:
         header: list[str] = next(cells, [])
@@ -101,12 +144,12 @@ def _read_table(cells: Any, source: str) -> Iterator[SourceRow]:
         for values in cells:
             if not values:
                 continue
-            where = f"{source} line {cells.line_num}"
+            where = f"{source} line {cells.line_num - added}"
             if len(values) != len(header):
                 raise UserError(f"{where}: {len(values)} cells, but the header has {len(header)}; mend the line")
             yield SourceRow(dict(zip(header, values, strict=True)), where)
     except csv.Error as error:
-        raise UserError(f"{source} line {cells.line_num}: {error}; mend the line") from None
+        raise UserError(f"{source} line {cells.line_num - added}: {error}; mend the line") from None
     finally:
         csv.field_size_limit(limit)
 
@@ -173,7 +216,8 @@ def _plain(value: Any) -> Any:
     return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
-Parser = Callable[[Iterator[tuple[int, str]], str], Iterator[SourceRow]]
+Parser = Callable[..., Iterator[SourceRow]]  # of numbered lines and the source
+TABLES = {".tsv": "\t", ".csv": ","}
 PARSERS: dict[str, Parser] = {".jsonl": _read_jsonl, ".tsv": _read_tsv, ".csv": _read_csv}
 LIBRARIES: dict[str, Callable[[str, str], Iterator[SourceRow]]] = {
     "hf": _read_hugging_face,

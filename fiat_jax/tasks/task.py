@@ -27,6 +27,8 @@ class Task:
         language_field: the field with the language, where there is one.
         fields: the input fields: what θ sees, and what identifies a row's content.
         answer_field: the field with the right answer; read as text (true is "true", 11 is "11").
+        answer_after: where that field holds more than the answer, the words that it stands behind ("####" of GSM8K);
+            what precedes them is the row's field "rationale" then.
         kind: label (one of `labels`), choice (one of the row's `choices_field`), number, or text.
         positive_label: the label whose probability average precision ranks by.
         metrics: names of metrics, the first one is the one to select by.
@@ -38,6 +40,7 @@ class Task:
     language_field: str | None = None
     fields: tuple[str, ...] = ()
     answer_field: str = "answer"
+    answer_after: str = ""
     kind: Kind = "label"
     labels: tuple[str, ...] = ()
     choices_field: str | None = None
@@ -137,6 +140,8 @@ def _check_row(task: Task, row: SourceRow, answers_required: bool) -> None:
     if task.choices_field:
         row[task.choices_field] = _check_choices(row, task.choices_field)
     if row.get(task.answer_field) is not None:
+        if task.answer_after:
+            _part_answer(task, row)
         row[task.answer_field] = _check_answer(task, row)
 
 
@@ -145,6 +150,17 @@ def _check_choices(row: SourceRow, name: str) -> list[str]:
     if not isinstance(choices, Sequence) or isinstance(choices, str) or len(choices) < 2:
         raise UserError(f"{row.where}: field {name!r} must be a list of two or more choices, not {choices!r}")
     return [label_text(choice) for choice in choices]
+
+
+def _part_answer(task: Task, row: SourceRow) -> None:
+    before, found, answer = str(row[task.answer_field]).rpartition(task.answer_after)
+    if not found:
+        raise UserError(
+            f"{row.where}: field {task.answer_field!r} lacks {task.answer_after!r}, behind which its answer stands "
+            "(Task.answer_after)"
+        )
+    row[task.answer_field] = answer.strip()
+    row.setdefault("rationale", before.strip())
 
 
 def _check_answer(task: Task, row: SourceRow) -> str:

@@ -4,6 +4,7 @@ from fiat_jax.errors import UserError
 from fiat_jax.experiments import runtime, sections
 from fiat_jax.experiments.dry_run import dry_run, runs_of
 from fiat_jax.experiments.matrix import run_experiment, run_training
+from fiat_jax.reasoning.shard import EVERYTHING, Shard
 from fiat_jax.verbs.common import settings, start
 
 
@@ -13,7 +14,7 @@ def train(args, bindings) -> int:
     mixture = config.build(sections.Mixture)
     if mixture.rates:
         return _train_mixture(args, mixture, {part: config.build(sections.Run, part) for part in mixture.rates})
-    run = config.build(sections.Run)
+    run = _run(config)
     console = start()
     if args.dry_run:
         console.print(sections.as_gin(run), highlight=False, markup=False)
@@ -22,6 +23,12 @@ def train(args, bindings) -> int:
     with runtime.recorded(args.workdir, sections.as_gin(run)):
         run_training(run, args.workdir, console)
     return 0
+
+
+def _run(config):
+    """Return the run that settings describe, with θ_β's weights where they name some."""
+    native = config.build(sections.Native) if config.binds("Native") else None
+    return config.build(sections.Run, native=native)
 
 
 def _train_mixture(args, mixture, parts) -> int:
@@ -44,12 +51,13 @@ def experiment(args, bindings) -> int:
     config = settings(args, bindings)
     if config.build(sections.Mixture).rates:
         raise UserError("Mixture.rates is for `fiat train`; an experiment compares paradigms on one task")
-    experiment = config.build(sections.Experiment)
+    experiment = config.build(sections.Experiment, run=_run(config))
+    shard = Shard.parse(args.shard) if args.shard else EVERYTHING
     console = start()
     if args.dry_run:
         console.print(sections.as_gin(experiment), highlight=False, markup=False)
         dry_run(runs_of(experiment.run, experiment.paradigms), console, experiment.sizes)
         return 0
     with runtime.recorded(args.workdir, sections.as_gin(experiment)):
-        run_experiment(experiment, args.workdir, console)
+        run_experiment(experiment, args.workdir, console, shard)
     return 0

@@ -28,11 +28,11 @@ ARGUMENTS = (
 def bench(project):
     """Return the bench of some paradigms on the task weather; `settings` are further --gin.NAME=VALUE."""
 
-    def bench(*paradigms: str, sizes=(0,), settings=()) -> Bench:
+    def bench(*paradigms: str, sizes=(0,), settings=(), native=None) -> Bench:
         bindings = [one.removeprefix("--gin.") for one in (*SETTINGS, *settings)]
-        run = Config(SECTIONS, [str(project.root / "weather.gin")], bindings).build(Run)
+        run = Config(SECTIONS, [str(project.root / "weather.gin")], bindings).build(Run, native=native)
         with contextlib.chdir(project.root):
-            return Bench(run, sizes, [find_paradigm(name) for name in paradigms])
+            return Bench(run, sizes, [find_paradigm(name, run.own) for name in paradigms])
 
     return bench
 

@@ -59,8 +59,12 @@ def test_another_seed_takes_other_rows(large_bench):
 
 def test_every_trained_paradigm_trains_on_and_is_selected_by_the_same_rows(bench):
     made = bench(*TRAINED)
-    parts = [made.split(Cell(PARADIGMS[name], 48, 0)) for name in TRAINED]
-    assert all(part == parts[0] for part in parts)
+    parts = {name: made.split(Cell(PARADIGMS[name], 48, 0)) for name in TRAINED}
+    kept, held = parts["fiat"]
+    agreeing = [row for row in kept if row["large_answer"] == row["answer"]]
+    assert len(agreeing) < len(kept)
+    for name, part in parts.items():
+        assert part == (agreeing if PARADIGMS[name].agreeing else kept, held), name
 
 
 def test_each_paradigm_reads_the_parts_of_the_large_model_s_words_that_its_name_says(bench):
@@ -70,7 +74,11 @@ def test_each_paradigm_reads_the_parts_of_the_large_model_s_words_that_its_name_
     expected = {
         "finetune": {},
         "finetune-lora": {},
+        "finetune-cot": {},
+        "distilled": {},
         "fiat-no-reasoning": {},
+        "fiat-no-instructions": dict([rationale, answer]),
+        "fiat-dropout": dict([rationale, answer]),
         "fiat": dict([rationale, answer]),
         "fiat-full": dict([rationale, answer]),
         "fiat-answer-only": dict([answer]),
@@ -80,7 +88,7 @@ def test_each_paradigm_reads_the_parts_of_the_large_model_s_words_that_its_name_
         found = read_by(made, name, row)
         assert {kind: text for kind, text in found.items() if kind in ("reasoning", "large_answer")} == wanted, name
         assert found["field:report"] == row["report"]
-        assert ("instructions" in found) == name.startswith("fiat")
+        assert ("instructions" in found) == (name.startswith("fiat") and name != "fiat-no-instructions")
 
 
 def test_the_shuffled_control_reads_another_row_s_reasoning_and_every_row_s_is_read_once(bench):

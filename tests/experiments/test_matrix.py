@@ -1,10 +1,12 @@
 """`fiat experiment`: its cells, its figures computed again by other means, and what happens to finished cells."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,11 +138,55 @@ def test_an_experiment_killed_between_cells_goes_on_and_keeps_those_that_are_don
     assert [row for row in held if row["paradigm"] == "fiat"] == experiment.rows(paradigm="fiat", size=48)
 
 
-def test_another_setting_in_the_same_place_is_refused_and_named(experiment):
-    kept = [experiment.workdir / name for name in ("results.json", "config.gin")]
-    before = [path.read_bytes() for path in kept]
-    told = experiment.world.fiat(
-        "experiment", *experiment.arguments, "--workdir=experiment", "--gin.Lora.rank=4", status=2
-    ).stderr
-    assert "holds a checkpoint of another run: Lora differs (rank=8 there, rank=4 here). Use another" in told
-    assert [path.read_bytes() for path in kept] == before
+@pytest.fixture
+def copied(experiment, tmp_path):
+    """A function that runs the command on a copy of the finished experiment."""
+    shutil.copytree(experiment.workdir, tmp_path / "copy", symlinks=True)
+
+    def run(*arguments):
+        done = experiment.world.fiat("experiment", *experiment.arguments, *arguments, f"--workdir={tmp_path / 'copy'}")
+        return SimpleNamespace(path=tmp_path / "copy", told=done.stdout + done.stderr)
+
+    return run
+
+
+def test_a_changed_cell_alone_is_made_anew_and_the_old_one_kept_and_taken_back(experiment, copied):
+    fewer = ("--gin.Experiment.paradigms=('icl','fiat')", "--gin.Experiment.sizes=48", "--gin.Lora.rank=4")
+    other = (*fewer, "--gin.Experiment.learning_rates=(1e-2,)")
+    changed = copied(*other)
+    assert "fiat-48-seed0: Lora differ from what it was made with; the old cell is in" in changed.told
+    lines = changed.told.splitlines()
+    assert {line.split(" ")[0] for line in lines if "after step" in line} == {"fiat-48-seed0"}
+    kept = next(changed.path.glob("superseded/fiat-48-seed0.*"))
+    assert (kept / "predictions/fiat-48-seed0.jsonl").read_bytes() == (
+        experiment.workdir / "predictions/fiat-48-seed0.jsonl"
+    ).read_bytes()
+    assert (changed.path / "predictions/icl.jsonl").exists()
+    again = copied()
+    assert "after step" not in again.told
+    held = json.loads((again.path / "results.json").read_text())
+    assert held["rows"] == experiment.results["rows"]
+    assert [path.name.split(".")[0] for path in again.path.glob("superseded/*")] == ["fiat-48-seed0"]
+
+
+def test_shards_make_their_own_cells_and_the_last_one_writes_the_results_of_all(experiment, copied, tmp_path):
+    unmade = ("fiat-48-seed0", "fiat-shuffled-48-seed0")
+    for name in unmade:
+        (tmp_path / "copy" / "cells" / f"{name}.json").unlink()
+    (tmp_path / "copy" / "results.json").unlink()
+    first = copied("--shard=0/2")
+    assert f"of all 5, 1 are not ({unmade[0]})" in first.told
+    assert (first.path / "cells" / f"{unmade[1]}.json").exists()
+    assert not (first.path / "results.json").exists()
+    last = copied("--shard=1/2")
+    assert json.loads((last.path / "results.json").read_text())["rows"] == experiment.results["rows"]
+
+
+def test_what_is_done_is_told_again_without_tensorflow(experiment):
+    arguments = ["experiment", *experiment.arguments, "--workdir=experiment"]
+    heavy = "[name for name in sys.modules if name in ('tensorflow', 'seqio', 'torch')]"
+    program = f"import sys; from fiat_jax.cli import main; main({arguments!r}); print({heavy})"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=experiment.world.root, env=experiment.world.env, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert "results:" in done.stdout

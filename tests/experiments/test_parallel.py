@@ -58,10 +58,10 @@ def test_then_it_goes_on_and_every_cell_trains_as_it_does_alone(experiment, fini
 
 
 def test_a_mistake_in_a_process_is_told_as_one(experiment, finished):
-    other = "--gin.Train.epochs=2"
+    other = "--gin.Train.row_length=48"
     arguments = (*experiment.arguments, *SIDE_BY_SIDE, other, f"--workdir={finished.workdir}")
     told = experiment.world.fiat("experiment", *arguments, status=2).stderr
-    assert "Train" in told
+    assert "does not fit a packed row of 48 tokens" in told
     assert "Traceback" not in told
 
 

@@ -33,7 +33,7 @@ def test_rows_that_begin_alike_are_predicted_as_when_each_is_read_whole(bench, m
         scorer = Scorer(model, made.feed(cell), 128, 8)
         prepared = scorer.prepare(rows, Reasons({}))
         assert (len(prepared._prefix) >= 3) == (shortest == 3)
-        scores = [list(one.scores.values()) for one in prepared.predict(model.trainable, 4)]
+        scores = [list(one.scores.values()) for one in prepared.predict(model.trainable)]
         found[shortest] = np.array(scores), prepared._generate(model.trainable, 6)
     np.testing.assert_allclose(found[3][0], found[10**6][0], atol=1e-4)
     assert found[3][1] == found[10**6][1]
@@ -53,7 +53,7 @@ def test_other_trained_parameters_read_the_common_beginning_anew(bench, mesh, mo
     moved = jax.tree.map(lambda x: x + 0.05, model.trainable)
 
     def scores(prepared, trainable):
-        return np.array([list(one.scores.values()) for one in prepared.predict(trainable, 4)])
+        return np.array([list(one.scores.values()) for one in prepared.predict(trainable)])
 
     feed = made.feed(cell)
     prepared, fresh = (Scorer(model, feed, 128, 8).prepare(rows, Reasons({})) for _ in range(2))
