@@ -94,8 +94,8 @@ def gathered_bytes(model: Model) -> float:
     total = 0.0
     for array in jax.tree.leaves(model.frozen):
         split = math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
-        flat = [name for part in array.sharding.spec if part is not None for name in _names(part)]
-        total += split * (model.mesh.shape["fsdp"] if "fsdp" in flat else 0)
+        parts = [_names(part) for part in array.sharding.spec if part is not None]
+        total += split * sum(math.prod(model.mesh.shape[name] for name in part) for part in parts if "fsdp" in part)
     return total
 
 

@@ -96,7 +96,7 @@ def test_the_planned_batch_is_packed_as_training_packs_it(asked, directory):
     assert np.count_nonzero(batch["segments"]) == 8 * 2 * 64  # two examples a row, whose last token is not read
     assert batch["weights"].sum() == 8 * 2 * 5
     shapes = abstract_batch(abstract_model(config, asked.mesh.build(), family=family), batch)
-    assert {x.sharding.spec for x in shapes.values()} == {jax.sharding.PartitionSpec(("data", "fsdp"))}
+    assert {x.sharding.spec for x in shapes.values()} == {jax.sharding.PartitionSpec(("data", "fsdp", "expert"))}
 
 
 def test_operations_are_those_of_the_formula_and_what_backward_recomputes(found, asked, directory):
@@ -184,13 +184,19 @@ def test_a_search_ranks_what_fits_and_says_why_others_have_no_plan(asked, tmp_pa
 
 
 def test_loops_over_experts_run_as_often_as_blocks_can_be():
+    def trips(config, rows, mesh=None):
+        return expert_trips(abstract_model(config, (mesh or MeshConfig()).build()), rows)
+
     mixture = dataclasses.replace(TINY, num_experts=16, experts_per_token=2)
-    assert expert_trips(TINY, 10) == {}
-    few, many = expert_trips(mixture, 4), expert_trips(mixture, 1000)
+    assert trips(TINY, 10) == {}
+    few, many = trips(mixture, 4), trips(mixture, 1000)
     assert few["experts_in_use/while"] == 8  # as many as there are assignments
     assert few["blocks_of_one/while"] == 1
     assert many["experts_in_use/while"] == 16
     assert many["blocks_of_one/while"] == (2000 // 128 + 16) / 16
+    spread = trips(mixture, 250, MeshConfig(data=2, expert=4))  # a device has 4 experts, and reads the rows of four
+    assert spread["experts_in_use/while"] == 4
+    assert spread["blocks_of_one/while"] == (2000 // 128 + 4) / 4
 
 
 def test_an_example_longer_than_a_row_is_refused(asked):

@@ -66,7 +66,7 @@ def test_a_plan_for_the_devices_at_hand_is_printed_and_written(shape, tmp_path, 
     assert "no published peaks" in told
     assert told.splitlines()[-1] == f"results: {work}/results.json"
     assert "Plan.input_tokens = 100" in (work / "config.gin").read_text()
-    assert plan["target"]["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert plan["target"]["mesh"] == {"data": 2, "fsdp": 2, "expert": 1, "tensor": 2}
     assert set(plan) == fields("`details.plan` of `fiat plan`", "A program of a plan") - {
         "kept_besides",
         "rows_per_hour",
