@@ -24,7 +24,10 @@ SLICES = {  # mesh preset → topology, chips
 }
 TRAINED = ("llama-3.1-8b", "gemma-2-2b", "qwen2.5-32b")
 WRITING = ("llama-3.1-70b", "qwen3-30b-a3b")
-TWO_WAYS = "--gin.Mesh.fsdp=2"  # on chips too small for whole layers: weights are gathered in every step
+SPREAD = {  # on chips too small for layers that tensor alone divides
+    "llama-3.1-70b": "--gin.Mesh.fsdp=4",
+    "qwen3-30b-a3b": "--gin.Mesh.expert=4",
+}
 
 
 def cases() -> dict[str, list[str]]:
@@ -42,7 +45,7 @@ def cases() -> dict[str, list[str]]:
         for model in WRITING:
             found[f"{model}-engine-{preset}"] = [
                 f"--gin_file=configs/plans/{model}-engine.gin",
-                *([TWO_WAYS] if preset == "v5e-64" else []),
+                *([SPREAD[model]] if preset == "v5e-64" else []),
                 f"--topology={SLICES[preset][0]}",
             ]
     return found

@@ -34,14 +34,15 @@ def settings(arguments: list[str]) -> Config:
 def test_every_plan_that_ships_is_of_a_known_shape_on_a_mesh_that_fits_its_slice(name):
     config, topology = settings(CASES[name]), CASES[name][-1].partition("=")[2]
     chips = math.prod(int(n) for n in topology.partition(":")[2].split("x"))
-    mesh = config.build(MeshConfig).shape(chips)
+    data, fsdp, expert, tensor = config.build(MeshConfig).shape(chips)
     if config.binds("Native"):
         shape, _ = read_shape(str(ROOT / config.build(Native).path))
     else:
         shape, _ = read_shape(str(ROOT / config.build(ModelConfig).path))
-        assert config.build(TrainConfig).batch_rows % (mesh[0] * mesh[1]) == 0
+        assert config.build(TrainConfig).batch_rows % (data * fsdp * expert) == 0
     assert isinstance(shape, DecoderConfig)
-    assert shape.num_kv_heads % mesh[2] == 0
+    assert shape.num_kv_heads % tensor == 0
+    assert shape.num_experts % expert == 0
     assert config.build(PlanConfig).input_tokens < config.build(TrainConfig).row_length or config.binds("Native")
 
 
