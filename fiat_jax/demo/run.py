@@ -113,8 +113,9 @@ def run_demo(workdir: Path, console: Console, config: DemoConfig) -> list[dict[s
     runs = [Finished("", workdir, results)]
     if config.controls:
         console.print("   The controls:")
-        others = dataclasses.replace(experiment, paradigms=config.controls, against=config.controls[0])
-        others = dataclasses.replace(others, sizes=config.control_sizes)
+        others = dataclasses.replace(
+            experiment, paradigms=config.controls, against=config.controls[0], sizes=config.control_sizes
+        )
         runs.append(Finished("", workdir / "controls", run_experiment(others, workdir / "controls", console)))
     if config.base_paradigms:
         console.print("   The same with a θ_τ that was not instruction-tuned:")

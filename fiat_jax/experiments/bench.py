@@ -1,6 +1,7 @@
 """What the cells of an experiment share: rows, reasoning, instructions, and the checks made before any training."""
 
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -181,14 +182,13 @@ class Bench:
         run = self.run
         optimizer = dataclasses.replace(run.train.optimizer, learning_rate=1.0)  # every run of the search has its own
         train = dataclasses.replace(run.train, seed=cell.seed, optimizer=optimizer)
-        rows = [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in (*self.train_rows, *self.report_rows)]
         paradigm = cell.paradigm
         read = self.instructions.answer_hash_of(paradigm.use_instructions, paradigm.needs_reasoning)
         found = {
             "Run.paradigm, size and seed": repr(cell),
             "Task": repr(dataclasses.replace(run.task, splits={})),
             "Data": repr(dataclasses.replace(run.data, cache="")),
-            "the rows": content_key(len(self.train_rows), rows),
+            "the rows": self._rows_key,
             "the reasoning set": self.reasons_of(paradigm).set_key if paradigm.needs_reasoning else "",
             **self._chosen_reasoning(paradigm),
         }
@@ -203,6 +203,11 @@ class Bench:
         if paradigm.trained:
             found |= {"Lora": repr(run.lora) if paradigm.lora else "", "Train": repr(train)}
         return found
+
+    @functools.cached_property
+    def _rows_key(self) -> str:
+        rows = [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in (*self.train_rows, *self.report_rows)]
+        return content_key(len(self.train_rows), rows)
 
     def _chosen_reasoning(self, paradigm: Paradigm) -> Mapping[str, str]:
         """Return what besides the set determines the reasoning of rows: nothing by default."""

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 from support.louder import louder
+from support.tiny_run import LORA, TINY
 
 from fiat_jax.data.batches import TrainBatches
 from fiat_jax.data.examples import Example, Examples
 from fiat_jax.data.layout import DecoderLayout, EncoderDecoderLayout
-from fiat_jax.models.config import DecoderConfig, EncoderDecoderConfig
+from fiat_jax.models.config import EncoderDecoderConfig
 from fiat_jax.models.families import FAMILIES
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import Model, random_model
@@ -30,17 +31,7 @@ MESHES = {
     EXPERTS: MeshConfig(1, 2, 2, expert=2),
 }
 PLAIN = [mesh for mesh in MESHES if mesh not in (SLICES, EXPERTS)]
-LORA = LoraConfig(rank=4, alpha=8.0)
-DECODER = DecoderConfig(
-    vocab_size=48,
-    width=16,
-    num_layers=2,
-    num_kv_heads=4,
-    queries_per_kv_head=2,
-    head_dim=8,
-    mlp_width=32,
-    max_length=64,
-)
+DECODER = dataclasses.replace(TINY, tied_head=False)
 
 
 class Kind(NamedTuple):

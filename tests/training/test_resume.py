@@ -53,25 +53,25 @@ def test_sigterm_saves_at_once_and_the_next_run_goes_on_from_there(run, log_of, 
 
 
 def test_an_average_of_the_parameters_is_what_is_evaluated_and_kept_and_outlives_an_interruption(run, straight):
-    config = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, average=0.9))
-    whole = run("whole", config)
-    with pytest.raises(Interrupted):
-        run(config=config, batches=tiny_batches(at_step=lambda now: now == 7 and os.kill(os.getpid(), signal.SIGTERM)))
-    done = run(config=config)
-    assert done.history == whole.history
-    assert same_arrays(done.trainable, whole.trainable)
+    done = outlives_an_interruption(run, average=0.9)
     assert done.history.evaluations[0] == straight[0].history.evaluations[0]
     assert done.history.evaluations[1] != straight[0].history.evaluations[1]
 
 
 def test_what_muon_keeps_outlives_an_interruption(run):
-    config = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, algorithm="muon"))
+    outlives_an_interruption(run, algorithm="muon")
+
+
+def outlives_an_interruption(run, **optimizer):
+    """Interrupt a run with such an optimizer, let it go on, and compare it with one that ran through; return it."""
+    config = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, **optimizer))
     whole = run("whole", config)
     with pytest.raises(Interrupted):
         run(config=config, batches=tiny_batches(at_step=lambda now: now == 7 and os.kill(os.getpid(), signal.SIGTERM)))
     done = run(config=config)
     assert done.history == whole.history
     assert same_arrays(done.trainable, whole.trainable)
+    return done
 
 
 @pytest.mark.parametrize("doomed", [1, 4, 6])
