@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PEER_PYTHON ?= $(BIN)/python
 ARGS ?=
-SPREAD ?= -n logical --maxprocesses 4 --dist loadfile
+SPREAD ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup check test test-slow demo demo-full bench lock clean
 

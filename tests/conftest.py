@@ -29,6 +29,18 @@ from support.world import IMPORT, SETTINGS, World, make_world
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# Files of minutes, begun before the others, so that no worker is left alone with one at the end.
+LONG = {
+    *("test_esnli.py", "test_matrix.py", "test_multihost.py", "test_pair.py", "test_faults.py", "test_processes.py"),
+    *("test_engine.py", "test_meshes.py", "test_resume.py", "test_run.py", "test_hosts.py", "test_new_task.py"),
+    *("test_slurm.py", "test_step.py", "test_endings.py", "test_end_to_end.py", "test_end_to_end_t5.py"),
+}
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real tasks and a real checkpoint (FIAT_SHARED, or ../shared beside the checkout): no part of the project."""

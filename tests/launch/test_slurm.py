@@ -90,6 +90,7 @@ def state(bench, job: str) -> str:
     return dict(word.split("=", 1) for word in shown.split() if "=" in word)["JobState"]
 
 
+@pytest.mark.slow
 @pytest.mark.multihost
 def test_a_killed_task_of_two_ends_the_job_which_is_requeued_and_goes_on(slurm, tiny_run):
     job = submit(slurm, "--ntasks=2", LAUNCH / "slurm" / "job.sbatch", *tiny_run)
@@ -120,6 +121,7 @@ def test_75_is_requeued_and_a_mistake_is_not(slurm):
     assert state(slurm, stopped) == "COMPLETED"
 
 
+@pytest.mark.slow
 def test_tasks_are_told_of_the_end_of_their_time_before_it(slurm):
     quick(
         slurm,
