@@ -7,7 +7,7 @@ on each device), `fsdp` (weights divided among all), `tensor` (8 ways, `data` th
 it is, and what leaves it to grow as theory says:
 
     data     2 (n - 1) / n x bytes of gradients                              (an all-reduce, ring)
-    fsdp     (n - 1) / n x (passes x bytes of frozen weights + rest)         (gathers, and gradients)
+    fsdp     (n - 1) / n x what is gathered and summed, which does not depend on n
     tensor   what data says of its n / 8 groups, and the sums over 8, which do not depend on n
 
 Nothing runs. Counted by `fiat_jax.planning`, loops by their trips; the programs are those of XLA's CPU compiler.
@@ -46,7 +46,14 @@ def main() -> None:
     from fiat_jax.training.program import abstract_batch, abstract_state, jit_step
 
     config = DecoderConfig(
-        vocab_size=4096, width=512, num_layers=4, num_kv_heads=8, queries_per_kv_head=1, head_dim=64, mlp_width=1536
+        vocab_size=4096,
+        width=512,
+        num_layers=4,
+        num_kv_heads=8,
+        queries_per_kv_head=1,
+        head_dim=64,
+        mlp_width=1536,
+        max_length=4096,
     )
     layouts = {
         "data": lambda n: MeshConfig(n, 1, 1),
