@@ -103,7 +103,7 @@ def main() -> None:
 
 
 HEAD = [
-    "| model | slice | data, fsdp, tensor | fits | GiB a chip | TFLOP a chip | GB sent a chip "
+    "| model | slice | data, fsdp, (expert,) tensor | fits | GiB a chip | TFLOP a chip | GB sent a chip "
     "| ms: compute / memory / network | tokens/s | MFU | command |",
     "|---|---|---|---|---|---|---|---|---|---|---|",
 ]
