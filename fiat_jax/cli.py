@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from fiat_jax.arguments import make_parser
 from fiat_jax.errors import EXIT_RESTARTABLE, EXIT_USER, Interrupted, UserError
 
 GIN_FLAG = "--gin."
+OUT_IN_STORES = ("predict", "export")  # verbs whose --out may be a URL
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +56,8 @@ def _local(args: argparse.Namespace):
     with contextlib.ExitStack() as stack:
         for name in ("workdir", "out"):
             value = str(getattr(args, name, ""))
+            if name == "out" and args.verb not in OUT_IN_STORES and re.search(r"\b[a-z0-9]{2,}:/", value):
+                raise UserError(f"--out={value}: `fiat {args.verb}` writes local files alone")
             if "://" in value:
                 from fiat_jax.remote import doubled
 

@@ -15,13 +15,12 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fiat_jax.errors import UserError
 
 PACKAGES = {"s3": "fiat-jax[s3]", "gs": "fiat-jax[gs]", "gcs": "fiat-jax[gs]"}
-KEPT_AWAY = ("cache", "checkpoints")  # folders of a working directory that are made anew, or are in the store already
 MANIFEST = ".fetched.json"
 
 _doubles: dict[Path, "Double"] = {}
@@ -63,7 +62,7 @@ class Double:
             self._files.invalidate_cache()
             for path in sorted(self._files.find(self._root)):
                 name = path.removeprefix(self._root).lstrip("/")
-                if name.split("/")[0] not in KEPT_AWAY and "/checkpoints/" not in f"/{name}":
+                if _is_doubled(PurePosixPath(name)):
                     target = self.local / name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     self._files.get_file(path, str(target))
@@ -79,11 +78,16 @@ class Double:
     def _changed(self) -> Iterator[tuple[str, tuple[int, int]]]:
         for folder, folders, files in os.walk(self.local, followlinks=True):
             inside = Path(folder).relative_to(self.local)
-            folders[:] = [f for f in folders if f != "checkpoints" and (inside / f).as_posix() not in KEPT_AWAY]
+            folders[:] = [folder for folder in folders if _is_doubled(PurePosixPath(inside / folder))]
             for file in files:
                 name = (inside / file).as_posix()
                 if not file.startswith(".") and self._pushed.get(name) != (state := _state(self.local / name)):
                     yield name, state
+
+
+def _is_doubled(path: PurePosixPath) -> bool:
+    """Whether a part of a working directory has a double: the cache is made anew, checkpoints are in the store."""
+    return path.parts[:1] != ("cache",) and "checkpoints" not in path.parts
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -120,10 +120,14 @@ def _groups(devices: Sequence[Any], slices: int) -> list[list[Any]]:
     return [list(devices[start : start + size]) for start in range(0, len(devices), size)]
 
 
+def axis_names(axes: MeshAxes) -> tuple[str, ...]:
+    """Return the mesh axes among which a dimension is divided, none, one or several."""
+    return () if axes is None else (axes,) if isinstance(axes, str) else axes
+
+
 def axis_size(mesh: Mesh | AbstractMesh, axes: MeshAxes) -> int:
     """Return over how many devices an array dimension is split by `axes`."""
-    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
-    return math.prod(mesh.shape[name] for name in names)
+    return math.prod(mesh.shape[name] for name in axis_names(axes))
 
 
 def check_batch(mesh: Mesh, rules: ShardingRules, batch_rows: int, accumulate: int = 1) -> None:

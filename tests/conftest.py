@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sys
 import tempfile
 from importlib.metadata import version
@@ -95,3 +96,17 @@ def bucket(tmp_path_factory):
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir("runs")
         yield "s3://runs"
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Playwright's own Chromium, or the system's."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pages are tested with the extra `browser`")
+    with playwright.sync_playwright() as driver:
+        own = driver.chromium.executable_path
+        path = own if Path(own).exists() else shutil.which("chromium") or shutil.which("google-chrome")
+        if path is None:
+            pytest.skip("no Chromium here: `playwright install chromium`, or the package of the system")
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])  # root has no sandbox
+        yield browser
+        browser.close()

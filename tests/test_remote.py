@@ -9,6 +9,7 @@ import pytest
 from support.world import SETTINGS
 
 from fiat_jax import remote
+from fiat_jax.cli import main
 from fiat_jax.errors import UserError
 from fiat_jax.remote import doubled, fetched, push, url_of
 
@@ -87,6 +88,14 @@ def test_only_what_has_changed_is_pushed_and_what_names_it_comes_after_it(store,
         (local / "cache" / "tokens").write_text("made anew")
         (local / ".half-written").write_text("x")
     assert stored == ["z-predictions.jsonl", "a-facts.json", "log.jsonl"]
+
+
+def test_a_verb_that_writes_local_files_alone_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "run", "--out=s3://bucket/report.html"]) == 2
+    assert main(["init", "rows.jsonl", "--out=s3://bucket/task"]) == 2
+    assert capsys.readouterr().err.count("writes local files alone") == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_link_to_a_directory_is_stored_as_that_directory(store):

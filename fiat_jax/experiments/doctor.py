@@ -17,7 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import fsspec.core
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +26,7 @@ from rich.console import Console
 from fiat_jax.distributed import SHARED_AFTER, place, told_by_all
 from fiat_jax.errors import UserError
 from fiat_jax.experiments import runtime
+from fiat_jax.remote import is_remote, open_store
 from fiat_jax.training.watch import Watch
 
 OF_DEVICES = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
@@ -209,14 +209,14 @@ def _storage(storage: str, topic: str, hosts: Sequence[str]) -> str:
         _all(f"{topic}, reading", lambda: _read_all(storage, path, sign, hosts), hosts)
     finally:
         _remove(f"{path}{mine}")
-    free = "" if "://" in storage else f", {shutil.disk_usage(storage).free / 2**30:,.1f} GiB free"
+    free = "" if is_remote(storage) else f", {shutil.disk_usage(storage).free / 2**30:,.1f} GiB free"
     return f"what each process writes all read{free}"
 
 
 def _write(path: str, text: str) -> None:
     """Write a file as runs do: whole under another name, then renamed."""
-    if "://" in path:
-        files, name = _url(path)
+    if is_remote(path):
+        files, name = open_store(path)
         files.pipe_file(name, text.encode())
         return
     try:
@@ -243,8 +243,8 @@ def _read_all(storage: str, path: str, text: str, hosts: Sequence[str]) -> None:
 
 def _read(path: str) -> str | None:
     try:
-        if "://" in path:
-            files, name = _url(path)
+        if is_remote(path):
+            files, name = open_store(path)
             files.invalidate_cache()
             return files.cat_file(name).decode()
         return Path(path).read_text()
@@ -254,15 +254,8 @@ def _read(path: str) -> str | None:
 
 def _remove(path: str) -> None:
     with contextlib.suppress(OSError):  # where it could not be written it is not there
-        if "://" in path:
-            files, name = _url(path)
+        if is_remote(path):
+            files, name = open_store(path)
             files.rm_file(name)
         else:
             Path(path).unlink()
-
-
-def _url(path: str):
-    try:
-        return fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{path}: {error}") from None

@@ -8,6 +8,7 @@ from typing import Any
 
 SCHEMA = 1
 ALL = "all"
+ROWS = "rows.jsonl"
 
 
 def write_json(path: Path, value: Any) -> None:

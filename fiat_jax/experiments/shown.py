@@ -7,11 +7,10 @@ from typing import Any
 
 from fiat_jax.data.examples import content_key
 from fiat_jax.experiments.bench import Bench, Cell
-from fiat_jax.experiments.results import file_hash
+from fiat_jax.experiments.files import ROWS, file_hash
 from fiat_jax.store import ReasoningStore, Record
 from fiat_jax.tasks.task import Row, row_key
 
-ROWS = "rows.jsonl"
 TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 
 

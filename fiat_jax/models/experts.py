@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from fiat_jax.models.config import Build, DecoderConfig
 from fiat_jax.models.linear import WEIGHT_STD
 from fiat_jax.models.stack import ACTIVATIONS
-from fiat_jax.sharding import MeshAxes, axis_size
+from fiat_jax.sharding import MeshAxes, axis_names, axis_size
 
 EXPERT_LOOP, BLOCK_LOOP = "experts_in_use", "blocks_of_one"  # their names in compiled programs: data say how often
 LARGEST_BLOCK = 128  # rows; what does not fill a block is computed in vain
@@ -67,7 +67,7 @@ class Experts(nnx.Module):
 
 def _fitting(mesh, axes: MeshAxes, size: int) -> tuple[str, ...]:
     """Return the mesh axes that split a dimension of this size; none where they do not divide it."""
-    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
+    names = axis_names(axes)
     return names if size % axis_size(mesh, names) == 0 else ()
 
 
@@ -86,12 +86,12 @@ def mix(
             jax.lax.all_gather(each, shared, tiled=True) for each in (x_ND, weights_NJ, experts_NJ)
         )
     (N, D), (_, J), E = x_ND.shape, experts_NJ.shape, gate_EDF.shape[0]
-    everybody = E  # experts
+    num_experts = E
     if experts:
-        everybody *= jax.lax.axis_size(experts)
+        num_experts *= jax.lax.axis_size(experts)
         own_NJ = experts_NJ - E * jax.lax.axis_index(experts)
         experts_NJ = jnp.where((own_NJ >= 0) & (own_NJ < E), own_NJ, E)
-    block = block_rows(N * J, everybody)
+    block = block_rows(N * J, num_experts)
     places_M, blocks_E = _grouped(experts_NJ.reshape(-1), E, block)
     rows_M = jnp.where(places_M < N * J, places_M // J, N)  # the row behind the last is zero
     x_QMD = jnp.pad(x_ND, ((0, 1), (0, 0)))[rows_M].reshape(-1, block, D)

@@ -10,6 +10,7 @@ from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.model import Model
 from fiat_jax.planning.account import Account
 from fiat_jax.planning.hlo import Module
+from fiat_jax.sharding import axis_names
 
 LARGE = 64 << 20  # bytes of an array on a device
 WASTE = 1.25  # bytes with tiles filled up, against those without
@@ -45,14 +46,10 @@ def of_layout(model: Model) -> list[str]:
             value = variable.get_value()
             wanted = model.build.rules.spec(variable.axes)
             for axis, size, asked, given in zip(variable.axes, value.shape, wanted, value.sharding.spec, strict=False):
-                ways = 1 if asked is None else math.prod(model.mesh.shape[n] for n in _names(asked))
+                ways = 1 if asked is None else math.prod(model.mesh.shape[n] for n in axis_names(asked))
                 if given is None and ways > 1:
                     found.append(f"{axis} of size {size} is not divided by {asked!r} ({ways} ways) and stays whole")
     return list(dict.fromkeys(found))
-
-
-def _names(axes: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (axes,) if isinstance(axes, str) else axes
 
 
 def of_vocabulary(account: Account, vocab_size: int) -> list[str]:
@@ -94,7 +91,7 @@ def gathered_bytes(model: Model) -> float:
     total = 0.0
     for array in jax.tree.leaves(model.frozen):
         split = math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
-        parts = [_names(part) for part in array.sharding.spec if part is not None]
+        parts = [axis_names(part) for part in array.sharding.spec if part is not None]
         total += split * sum(math.prod(model.mesh.shape[name] for name in part) for part in parts if "fsdp" in part)
     return total
 

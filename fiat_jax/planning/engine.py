@@ -12,13 +12,13 @@ from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.model import Model, ModelConfig
 from fiat_jax.planning import cautions
 from fiat_jax.planning.compiled import Compiler, DoesNotFit
-from fiat_jax.planning.plan import PlanConfig, Program, examine, model_of, target_json, ways
+from fiat_jax.planning.plan import PlanConfig, Program, examine, model_of, target_json
 from fiat_jax.planning.target import Target
 from fiat_jax.planning.train import expert_trips
 from fiat_jax.planning.useful import DECODE_FORMULA, useful
 from fiat_jax.reasoning.native import Native, engine_shapes
 from fiat_jax.sharding import DECODE as RULES
-from fiat_jax.sharding import MeshConfig
+from fiat_jax.sharding import MeshConfig, axis_size
 
 READ_PREFIX, DECODE = "read_prefix", "decode"
 
@@ -117,7 +117,7 @@ def plan_engine(asked: EnginePlan, target: Target, compiler: Compiler) -> Writte
     plan, native = asked.plan, asked.native
     model = model_of(ModelConfig(native.path, native.dtype), mesh, None, tuned=False, rules=RULES)
     prefix = plan.prefix_tokens if isinstance(model.config, DecoderConfig) else 0
-    shapes = engine_shapes(native, plan.prompt_tokens + plan.new_tokens, prefix, ways(mesh, RULES))
+    shapes = engine_shapes(native, plan.prompt_tokens + plan.new_tokens, prefix, axis_size(mesh, RULES.batch))
     compiler.found.clear()
     with contextlib.suppress(DoesNotFit):
         compile_programs(model, -1, shapes, compiler.compile_or_read)
@@ -125,7 +125,10 @@ def plan_engine(asked: EnginePlan, target: Target, compiler: Compiler) -> Writte
     programs = {}
     for name, facts in compiler.found.items():
         rows = _rows(name, shapes)
-        trips = {**_loops(model, shapes, name, rows), **expert_trips(model, max(1, rows // ways(mesh, RULES)))}
+        trips = {
+            **_loops(model, shapes, name, rows),
+            **expert_trips(model, max(1, rows // axis_size(mesh, RULES.batch))),
+        }
         passes = 0 if name == DECODE else 1
         programs[name] = examine(facts, target, model, trips=trips, said=said, passes=passes)
     return Written(

@@ -1,7 +1,6 @@
 """One plan: the programs of a run compiled for a target, and what follows for memory and time."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -168,12 +167,6 @@ def compiler_for(target: Target, directory: Path, told) -> Compiler:
 
 def _compiler_version(target: Target) -> str:
     return str(getattr(target.devices[0].client, "platform_version", ""))
-
-
-def ways(mesh: Mesh, rules: Any) -> int:
-    """Return over how many devices rows are split."""
-    axes = (rules.batch,) if isinstance(rules.batch, str) else rules.batch or ()
-    return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def typical(count: int, inputs: int, targets: int) -> Any:

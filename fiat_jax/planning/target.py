@@ -53,7 +53,7 @@ def slice_of(topology: str, slices: int = 1) -> Target:
     options = {"num_slices": slices} if slices > 1 else {}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         if "libtpu" in str(error) or "not found" in str(error) or "TPU backend" in str(error):
             raise UserError(f"planning for a TPU needs its compiler, libtpu: {INSTALL} ({error})") from None
         known = [chip.name for chip in CHIPS.values() if chip.torus]

@@ -15,7 +15,7 @@ from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import Model, ModelConfig
 from fiat_jax.planning import cautions
 from fiat_jax.planning.compiled import Compiler
-from fiat_jax.planning.plan import PlanConfig, Program, examine, model_of, target_json, typical, ways
+from fiat_jax.planning.plan import PlanConfig, Program, examine, model_of, target_json, typical
 from fiat_jax.planning.target import Target
 from fiat_jax.planning.useful import TRAIN_FORMULA, useful
 from fiat_jax.sharding import MeshConfig, axis_size, check_batch
@@ -129,7 +129,12 @@ def plan_training(asked: TrainPlan, target: Target, compiler: Compiler) -> Train
         lowered = jit_step(model, asked.train, optimizer).lower(state, model.frozen, abstract_batch(model, batch))
     facts = compiler.facts("step", lowered)
     said = (*cautions.of_arguments((state, model.frozen)), *cautions.of_layout(model))
-    rows = asked.train.batch_rows * asked.train.row_length // asked.train.accumulate // ways(mesh, model.build.rules)
+    rows = (
+        asked.train.batch_rows
+        * asked.train.row_length
+        // asked.train.accumulate
+        // axis_size(mesh, model.build.rules.batch)
+    )
     trips, passes = expert_trips(model, rows), 2 * asked.train.accumulate
     step = examine(facts, target, model, trips=trips, said=said, passes=passes)
     tokens = int(sum(np.count_nonzero(batch[name]) for name in ("segments", "decoder_segments") if name in batch))

@@ -1,7 +1,6 @@
 """The report in a real browser: narrow and wide, by day and by night, by keyboard, and with harmful texts."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,6 @@ from support.report_run import EVIL, Plan, write_run
 from fiat_jax.experiments.report.assemble import write_report
 from fiat_jax.experiments.report.training import Rates
 
-playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with the extra `browser`")
-
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory) -> Path:
@@ -20,19 +17,6 @@ def page_file(tmp_path_factory) -> Path:
     write_run(root / "run", Plan(rows=80, seeds=(0, 1)))
     write_report([root / "run"], [root / "report.html"], Rates())
     return root / "report.html"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """Playwright's own Chromium, or the system's."""
-    with playwright.sync_playwright() as driver:
-        own = driver.chromium.executable_path
-        path = own if Path(own).exists() else shutil.which("chromium") or shutil.which("google-chrome")
-        if path is None:
-            pytest.skip("no Chromium here: `playwright install chromium`, or the package of the system")
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])  # root has no sandbox
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

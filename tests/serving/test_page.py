@@ -2,29 +2,12 @@
 
 import json
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 from support.contrast import CONTRAST
 
-playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with the extra `browser`")
-
 REPORT = "It is sunny on hill 3!"
 EVIL = "<img src=x onerror='window.hacked = true'><b>bold</b>"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """Playwright's own Chromium, or the system's."""
-    with playwright.sync_playwright() as driver:
-        own = driver.chromium.executable_path
-        path = own if Path(own).exists() else shutil.which("chromium") or shutil.which("google-chrome")
-        if path is None:
-            pytest.skip("no Chromium here: `playwright install chromium`, or the package of the system")
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])  # root has no sandbox
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ from typing import Any
 
 from fiat_jax.errors import UserError
 from fiat_jax.evaluation.predictions import Prediction, read_predictions
-from fiat_jax.experiments.files import ALL, SCHEMA, file_hash
+from fiat_jax.experiments.files import ALL, ROWS, SCHEMA, file_hash
 
-ROWS = "rows.jsonl"
 Record = Mapping[str, Any]
 
 
