@@ -13,9 +13,10 @@ if version("jax").startswith("0.10."):  # gradients compile three times faster; 
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# One program is compiled once a session, also where tests start processes.
-COMPILED = tempfile.TemporaryDirectory(prefix="fiat-compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["FIAT_COMPILATION_CACHE"] = COMPILED.name
+# One program is compiled once a session, by one of xdist's workers, also where tests start processes.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="fiat-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["FIAT_COMPILATION_CACHE"] = COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 # torch's CUDA build, which pip takes where there is no CPU build, imports triton: after TensorFlow that is a crash
@@ -101,7 +102,7 @@ def bucket(tmp_path_factory):
 @pytest.fixture(scope="module")
 def chromium():
     """Playwright's own Chromium, or the system's."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="pages are tested with the extra `browser`")
+    playwright = pytest.importorskip("playwright.sync_api", reason="pages are tested with the extra `test`")
     with playwright.sync_playwright() as driver:
         own = driver.chromium.executable_path
         path = own if Path(own).exists() else shutil.which("chromium") or shutil.which("google-chrome")
