@@ -1,0 +1,116 @@
+"""What instructions read of main memory and write to it, where fusions slice, update in place and hold fusions."""
+
+import pytest
+
+from fiat_jax.planning.account import account
+from fiat_jax.planning.hlo import parse
+
+ONE = {"data": 1}
+
+# A layer's product as a TPU's compiler writes it: the slice of the stack is a fusion within the fusion.
+LAYER = """
+HloModule m
+%slice (w: bf16[32,64,128], i: s32[]) -> bf16[64,128] {
+  %w = bf16[32,64,128] parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %one = bf16[1,64,128] dynamic-slice(%w, %i, %zero, %zero), dynamic_slice_sizes={1,64,128}
+  ROOT %view = bf16[64,128] bitcast(%one)
+}
+%norm (x: bf16[16,64]) -> bf16[16,64] {
+  %x = bf16[16,64] parameter(0)
+  %wide = f32[16,64] convert(%x)
+  ROOT %narrow = bf16[16,64] convert(%wide)
+}
+%product (x.1: bf16[16,64], w.1: bf16[32,64,128], i.1: s32[]) -> bf16[16,128] {
+  %x.1 = bf16[16,64] parameter(0)
+  %w.1 = bf16[32,64,128] parameter(1)
+  %i.1 = s32[] parameter(2)
+  %left = bf16[16,64] fusion(%x.1), kind=kLoop, calls=%norm
+  %right = bf16[64,128] fusion(%w.1, %i.1), kind=kLoop, calls=%slice
+  ROOT %y = bf16[16,128] convolution(%left, %right), dim_labels=bf_io->bf
+}
+ENTRY %main (a: bf16[16,64], b: bf16[32,64,128], c: s32[]) -> bf16[16,128] {
+  %a = bf16[16,64] parameter(0)
+  %b = bf16[32,64,128] parameter(1)
+  %c = s32[] parameter(2)
+  ROOT %f = bf16[16,128] fusion(%a, %b, %c), kind=kOutput, calls=%product
+}
+"""
+
+
+def test_of_a_stack_that_a_fusion_within_a_fusion_slices_one_layer_is_read():
+    found = account(parse(LAYER), ONE)
+    assert found.bytes == 2 * (16 * 64 + 64 * 128 + 16 * 128) + 4
+    assert found.flops == 2 * 16 * 64 * 128
+
+
+# A row of a cache is blended with what lay there and written in place; the whole of it is a result of the loop's body.
+UPDATE = """
+HloModule m
+%rows (v: f32[4], on: pred[]) -> f32[1,4] {{
+  %v = f32[4] parameter(0)
+  ROOT %row = f32[1,4] bitcast(%v)
+}}
+%write (held: f32[100,4], at: s32[], v.1: f32[4], on.1: pred[]) -> {result} {{
+  %held = f32[100,4] parameter(0)
+  %at = s32[] parameter(1)
+  %v.1 = f32[4] parameter(2)
+  %on.1 = pred[] parameter(3)
+  %zero = s32[] constant(0)
+  %new = f32[1,4] fusion(%v.1, %on.1), kind=kLoop, calls=%rows
+  %old = f32[1,4] dynamic-slice(%held, %at, %zero), dynamic_slice_sizes={{1,4}}
+  %every = pred[1,4] broadcast(%on.1), dimensions={{}}
+  %blend = f32[1,4] select(%every, %new, %old)
+  {root}%all = f32[100,4] dynamic-update-slice(%held, %blend, %at, %zero)
+  {behind}
+}}
+ENTRY %main (a: f32[100,4], b: s32[], c: f32[4], d: pred[]) -> {result} {{
+  %a = f32[100,4] parameter(0)
+  %b = s32[] parameter(1)
+  %c = f32[4] parameter(2)
+  %d = pred[] parameter(3)
+  ROOT %f = {result} fusion(%a, %b, %c, %d), kind=kLoop, calls=%write
+}}
+"""
+ROW, INDICES = 4 * 4, 4 + 1
+
+
+def test_what_is_written_in_place_costs_its_row_and_not_the_cache():
+    text = UPDATE.format(result="f32[100,4]", root="ROOT ", behind="")
+    assert account(parse(text), ONE).bytes == 3 * ROW + INDICES  # what lay there, what comes, what is written
+
+
+def test_another_view_of_what_is_written_in_place_is_no_copy():
+    behind = "ROOT %view = f32[4,100] bitcast(%all)"
+    text = UPDATE.format(result="f32[4,100]", root="", behind=behind)
+    assert account(parse(text), ONE).bytes == 3 * ROW + INDICES
+
+
+def test_what_is_computed_of_an_updated_array_reads_and_writes_all_of_it():
+    text = UPDATE.format(result="f32[100,4]", root="", behind="ROOT %minus = f32[100,4] negate(%all)")
+    assert account(parse(text), ONE).bytes == 100 * ROW + ROW + 100 * ROW + INDICES  # the row of %held and %blend are 1
+
+
+# A slice of something computed of all elements: what is fused is computed only where it is wanted.
+CUT = """
+HloModule m
+%cut (w: f32[32,64], i: s32[]) -> f32[{rows},64] {{
+  %w = f32[32,64] parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %e = f32[32,64] {first}(%w)
+  ROOT %one = f32[{rows},64] dynamic-slice(%e, %i, %zero), dynamic_slice_sizes={{{rows},64}}
+}}
+ENTRY %main (a: f32[32,64], b: s32[]) -> f32[{rows},64] {{
+  %a = f32[32,64] parameter(0)
+  %b = s32[] parameter(1)
+  ROOT %f = f32[{rows},64] fusion(%a, %b), kind=kLoop, calls=%cut
+}}
+"""
+
+
+@pytest.mark.parametrize("first", ["exponential", "bitcast", "convert"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_is_fused_is_read_only_where_it_is_wanted(first, rows):
+    assert account(parse(CUT.format(first=first, rows=rows)), ONE).bytes == 2 * 4 * rows * 64 + 4
