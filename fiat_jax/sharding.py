@@ -160,7 +160,13 @@ def constrain(x: jax.Array, rules: ShardingRules, *axes: str | None) -> jax.Arra
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
+    return jax.lax.with_sharding_constraint(x, fitting(mesh, rules, x.shape, axes))
+
+
+def fitting(
+    mesh: Mesh | AbstractMesh, rules: ShardingRules, shape: Sequence[int], axes: Sequence[str | None]
+) -> PartitionSpec:
+    """Return how an array of this shape lies; a dimension that its mesh axes do not divide stays whole."""
     spec = rules.spec(axes)
-    fits = (size % axis_size(mesh, mesh_axes) == 0 for size, mesh_axes in zip(x.shape, spec, strict=True))
-    spec = PartitionSpec(*(mesh_axes if fit else None for mesh_axes, fit in zip(spec, fits, strict=True)))
-    return jax.lax.with_sharding_constraint(x, spec)
+    fits = (size % axis_size(mesh, mesh_axes) == 0 for size, mesh_axes in zip(shape, spec, strict=True))
+    return PartitionSpec(*(mesh_axes if fit else None for mesh_axes, fit in zip(spec, fits, strict=True)))

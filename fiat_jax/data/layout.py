@@ -52,7 +52,8 @@ class DecoderLayout:
     """Rows of `row_length` tokens (T) for a decoder, with M targets each.
 
     int32 [rows, T]: `tokens`; `positions`, from 0 in each example; `segments`, 0 for padding, else 1, 2, … for the
-    examples of a row; `branches`, 0 for what all answers of an example share, c + 1 for answer c (0 if the only one).
+    examples of a row; `branches`, 0 for what all answers of an example share, c + 1 for answer c (0 if the only one);
+    where no example has more than one answer there is no such array.
     int32 [rows, M]: `target_positions`, the place in the row whose output predicts a target; `targets`; `examples` and
     `candidates`, which example and which of its answers the target belongs to, -1 for padding.
     float32 [rows, M]: `weights`, 0 for padding, else what a target counts.
@@ -208,6 +209,8 @@ def _tokens(passages: Passages, places: _Places, num_rows: int, row_length: int)
     batch["positions"][at] = np.repeat(p.input_length_E[owner_C], tail_length_C) + within(tail_length_C)
     batch["segments"][at] = np.repeat(p.segment_E[owner_C], tail_length_C)
     batch["branches"][at] = np.repeat(branch_C, tail_length_C)
+    if not (np.diff(passages.first) > 1).any():  # of all examples, so that all batches of a run are alike
+        del batch["branches"]
     return {name: flat.reshape(num_rows, row_length) for name, flat in batch.items()}
 
 

@@ -16,13 +16,19 @@ CACHE_AXES = ("layers", "batch", "kv_heads", "head_dim", None), ("layers", "batc
 MASKED = -1e30  # finite, so that a query which sees nothing (padding) stays free of NaN
 
 
-def visible(segments_BT: jax.Array, branches_BT: jax.Array) -> jax.Array:
-    """Return which keys each query sees (B, T, S): earlier ones of its own segment, on the trunk or its own branch."""
+def visible(segments_BT: jax.Array, branches_BT: jax.Array | None = None) -> jax.Array:
+    """Return which keys each query sees (B, T, S): earlier ones of its own segment, on the trunk or its own branch.
+
+    Without branches all is trunk.
+    """
     T = segments_BT.shape[1]
     causal_TS = jnp.tril(jnp.ones((T, T), bool))
     same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
+    seen_BTS = causal_TS[None] & same_BTS
+    if branches_BT is None:
+        return seen_BTS
     keys_BTS, queries_BTS = branches_BT[:, None, :], branches_BT[:, :, None]
-    return causal_TS[None] & same_BTS & ((keys_BTS == 0) | (keys_BTS == queries_BTS))
+    return seen_BTS & ((keys_BTS == 0) | (keys_BTS == queries_BTS))
 
 
 def within(window: int, query_positions_BT: jax.Array, key_positions_BS: jax.Array) -> jax.Array:

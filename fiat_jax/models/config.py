@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
+from fiat_jax.models.kernels import PLAIN, Kernel
 from fiat_jax.models.linear import LoraSlot
 from fiat_jax.models.rope import Rope
 from fiat_jax.sharding import TRAIN, ShardingRules
@@ -141,12 +142,13 @@ class EncoderDecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """How a model is put together for a purpose: its adapters, dtype, layout and what backward recomputes."""
+    """How a model is put together for a purpose: its adapters, dtype, layout, kernel, and what backward recomputes."""
 
     slots: tuple[tuple[str, LoraSlot], ...] = ()  # by the path of a module, "blocks.q"
     dtype: str = "float32"
     remat: str = "products"
     rules: ShardingRules = TRAIN
+    kernel: Kernel = PLAIN
 
 
 Config = DecoderConfig | EncoderDecoderConfig

@@ -13,13 +13,13 @@ from fiat_jax.models.attention import (
     KVCache,
     Prefix,
     as_kept,
-    attend,
     attend_kept,
     visible,
     within,
 )
 from fiat_jax.models.config import Build, DecoderConfig
 from fiat_jax.models.experts import Experts
+from fiat_jax.models.kernels import ATTENDED, Seen, attend_own
 from fiat_jax.models.linear import EMBED_AXES, EMBEDDING, WEIGHT_STD, Embedding, Linear, apply
 from fiat_jax.models.rope import sequence_lengths, turn
 from fiat_jax.models.stack import ACTIVATIONS, RMSNorm, scan_layers
@@ -41,7 +41,7 @@ class Block(nnx.Module):
         def norm(width):
             return RMSNorm(width, eps=c.norm_eps, offset=c.norm_offset, dtype=dtype, num_layers=c.num_layers)
 
-        self.config, self.rules = c, build.rules
+        self.config, self.rules, self.kernel = c, build.rules, build.kernel
         self.norm_attention, self.norm_mlp = norm(D), norm(D)
         if c.sandwich:
             self.norm_attended, self.norm_out = norm(D), norm(D)
@@ -64,12 +64,12 @@ class Block(nnx.Module):
             self.up = linear("up", "ND,DF->NF", (D, F), ("embed", "mlp"))
         self.down = linear("down", "NF,FD->ND", (F, D), ("mlp", "embed"))
 
-    def __call__(self, x_ND, rope_BTK, mask_BTS, cache: KVCache | None, layer, places_BT, dropout_key, shared=None):
+    def __call__(self, x_ND, rope_BTK, seen: Seen, cache: KVCache | None, layer, places_BT, dropout_key, shared=None):
         """Return the block's output and the cache with this layer's keys and values written in place.
 
         `shared` is what `attend_kept` takes besides: a prefix's keys and values in this layer, window, positions.
         """
-        c, (B, T), key = self.config, mask_BTS.shape[:2], dropout_key
+        c, (B, T), key = self.config, seen.mask_BTS.shape[:2], dropout_key
 
         q_BTHGK, k_BSHK, v_BSHK = self._heads(self.norm_attention(x_ND), rope_BTK, key)
         if cache is not None:
@@ -77,13 +77,12 @@ class Block(nnx.Module):
             cache = cache.put(layer, k_BSHK, v_BSHK) if fresh else cache.write(layer, places_BT, k_BSHK, v_BSHK)
         options: dict[str, Any] = {"scale": c.query_scale, "cap": c.attention_cap}
         if places_BT is None and shared is None:
-            out_BTHGK = attend(q_BTHGK, k_BSHK, v_BSHK, mask_BTS, causal=True, **options)
+            out_BTHGK = attend_own(self.kernel, self.rules, q_BTHGK, k_BSHK, v_BSHK, seen, **options)
         else:
             kept = as_kept(k_BSHK, v_BSHK) if cache is None or places_BT is None else cache.read(layer)
             prefix, window, positions_BT = (None, None, None) if shared is None else shared
             options |= {"window": window, "positions_BT": positions_BT}
-            out_BTHGK = attend_kept(q_BTHGK, (*kept, mask_BTS), prefix, **options)
-        out_BTHGK = name(out_BTHGK, "attended")
+            out_BTHGK = name(attend_kept(q_BTHGK, (*kept, seen.mask_BTS), prefix, **options), ATTENDED)
         out_ND = self.o(out_BTHGK.reshape(B * T, *out_BTHGK.shape[2:]), key)
         x_ND = x_ND + (self.norm_attended(name(out_ND, "projected")) if c.sandwich else out_ND)
         x_ND = name(constrain(x_ND, self.rules, "batch", None), "mid")
@@ -136,6 +135,7 @@ class Decoder(nnx.Module):
         positions_BT,
         mask_BTS,
         *,
+        segments_BT=None,
         lengths_BT=None,
         cache=None,
         places_BT=None,
@@ -144,10 +144,11 @@ class Decoder(nnx.Module):
     ):
         """Return hidden states (B, T, D) after the last norm, and the cache.
 
-        mask_BTS says which keys each query sees, never a later one; without a cache S = T. With a cache (see `KVCache`)
-        the keys of token t are written to place places_BT[b, t] before they are attended, and S is the cache's length;
-        without places the tokens fill the whole of the cache. Where layers see a window, a token's place is its
-        position, less the length of the prefix that all rows begin with, if there is one.
+        mask_BTS says which keys each query sees, never a later one; without a cache S = T. Where it says no more than
+        that queries see their own segment, segments_BT says it too, for kernels that take no mask. With a cache (see
+        `KVCache`) the keys of token t are written to place places_BT[b, t] before they are attended, and S is the
+        cache's length; without places the tokens fill the whole of the cache. Where layers see a window, a token's
+        place is its position, less the length of the prefix that all rows begin with, if there is one.
         lengths_BT is the length of each token's sequence, that of its row by default: only ropes of the kinds
         "dynamic" and "longrope" read it.
         """
@@ -175,7 +176,8 @@ class Decoder(nnx.Module):
             reach = 0 if len(c.reaches) == 1 else reaches[layer]
             window = windows[reach] if any(r.window for r in c.reaches) else None
             shared = None if prefix is None else (prefix.read(layer), window, positions_BT)
-            return block(x_ND, ropes[reach], masks[reach], cache, layer, places_BT, key, shared)
+            seen = Seen(masks[reach], segments_BT, tuple(r.window for r in c.reaches), reach)
+            return block(x_ND, ropes[reach], seen, cache, layer, places_BT, key, shared)
 
         x_ND, cache = scan_layers(run, (x_ND, cache), self.blocks, c.num_layers, self.build.remat, dropout_key)
         return self.norm(x_ND).reshape(B, T, c.width), cache
@@ -190,15 +192,17 @@ class Decoder(nnx.Module):
         B, T = tokens_BT.shape
         positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
         mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool))[None], (B, T, T))
-        return self(tokens_BT, positions_BT, mask_BTS)[0]
+        return self(tokens_BT, positions_BT, mask_BTS, segments_BT=jnp.zeros_like(positions_BT))[0]
 
     def target_states(self, batch, dropout_key=None, prefix: Prefix | None = None) -> jax.Array:
         """Return the hidden states (B, M, D) whose outputs predict the batch's targets, all texts behind a prefix."""
         segments_BT, positions_BT = batch["segments"], batch["positions"]
-        mask_BTS, lengths_BT = visible(segments_BT, batch["branches"]), sequence_lengths(segments_BT, positions_BT)
+        branches_BT = batch.get("branches")
+        mask_BTS, lengths_BT = visible(segments_BT, branches_BT), sequence_lengths(segments_BT, positions_BT)
         if prefix is not None:
             positions_BT, lengths_BT = positions_BT + prefix.length, lengths_BT + prefix.length
         options = {"lengths_BT": lengths_BT, "prefix": prefix, "dropout_key": dropout_key}
+        options |= {"segments_BT": segments_BT if branches_BT is None else None}
         x_BTD, _ = self(batch["tokens"], positions_BT, mask_BTS, **options)
         return jnp.take_along_axis(x_BTD, batch["target_positions"][:, :, None], axis=1)
 
@@ -237,7 +241,7 @@ class Decoder(nnx.Module):
         whole_B = whole_B if prefix is None else whole_B + prefix.length
         lengths_BT = jnp.broadcast_to(whole_B[:, None], tokens_BT.shape)
         options = {"lengths_BT": lengths_BT, "cache": kept, "prefix": prefix}
-        options |= {} if fresh else {"places_BT": places_BT}
+        options |= {"segments_BT": jnp.zeros_like(places_BT)} if fresh else {"places_BT": places_BT}
         x_BTD, written = self(tokens_BT, positions_BT, mask_BTS, **options)
         assert written is not None
         return x_BTD, written

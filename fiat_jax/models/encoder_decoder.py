@@ -169,7 +169,7 @@ class EncoderDecoder(nnx.Module):
         x_BTD, _ = self.decode(
             batch["decoder_tokens"],
             batch["decoder_positions"],
-            visible(segments_BT, batch["decoder_branches"]),
+            visible(segments_BT, batch.get("decoder_branches")),
             segments_BT[:, :, None] == batch["segments"][:, None, :],
             encoded_BSD=self.encode(batch["tokens"], batch["segments"], read_key),
             key=write_key,

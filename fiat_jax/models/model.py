@@ -19,6 +19,7 @@ from fiat_jax.models.decoder import Decoder
 from fiat_jax.models.decoder_families import LLAMA
 from fiat_jax.models.encoder_decoder import EncoderDecoder
 from fiat_jax.models.head import cross_entropy, logits_of, target_and_best_log_probs, target_log_probs
+from fiat_jax.models.kernels import ASKED, PLAIN, Kernel, choose
 from fiat_jax.models.linear import EMBED_AXES, EMBEDDING, LoraScale, Weight
 from fiat_jax.models.lora import LoraConfig, resolve
 from fiat_jax.models.stack import REMAT_POLICIES
@@ -36,14 +37,17 @@ class ModelConfig:
         path: a directory in Hugging Face layout.
         dtype: of frozen weights and of activations; what is trained is float32.
         remat: what backward recomputes: "products" (all but matrix products), "full" (least memory) or "none".
+        attention: its kernel: "plain" products, "splash" (TPU), "cudnn" (GPU), or "auto", what the devices have.
     """
 
     path: str = ""
     dtype: str = "float32"
     remat: str = "products"
+    attention: str = "auto"
 
     def __post_init__(self):
-        for name, value, known in (("dtype", self.dtype, DTYPES), ("remat", self.remat, tuple(REMAT_POLICIES))):
+        for name, known in (("dtype", DTYPES), ("remat", tuple(REMAT_POLICIES)), ("attention", ASKED)):
+            value = getattr(self, name)
             if value not in known:
                 raise UserError(f"model {name} is {value!r}; known are {', '.join(known)}.{did_you_mean(value, known)}")
 
@@ -167,12 +171,32 @@ def _initialiser(config: Config, build: Build, mesh: Mesh, kind):
 
 
 def _builds(
-    config: Config, family: Family, lora: LoraConfig | None, tuned: bool, dtype: str, remat: str, rules: ShardingRules
+    config: Config,
+    family: Family,
+    lora: LoraConfig | None,
+    tuned: bool,
+    dtype: str,
+    remat: str,
+    rules: ShardingRules,
+    kernel: Kernel,
 ) -> tuple[Build, Build]:
     """Return how weights are held, and how the model computes: where all are tuned they are held in float32."""
     slots = () if lora is None else resolve(lora, family.modules(config))
     held = "float32" if lora is None and tuned else dtype
-    return Build(slots, held, remat, rules), Build(slots, dtype, remat, rules)
+    return Build(slots, held, remat, rules, kernel), Build(slots, dtype, remat, rules, kernel)
+
+
+def kernel_of(config: Config, model: ModelConfig, mesh: Mesh) -> Kernel:
+    """Return the kernel that computes a model's attention on a mesh.
+
+    Raises:
+        UserError: it is asked for by name, and cannot.
+    """
+    if isinstance(config, EncoderDecoderConfig):
+        options: dict[str, Any] = {"biased": True}
+    else:
+        options = {"cap": config.attention_cap}
+    return choose(model.attention, mesh.devices.flat[0], dtype=model.dtype, head_dim=config.head_dim, **options)
 
 
 def random_model(
@@ -186,9 +210,10 @@ def random_model(
     rules: ShardingRules = TRAIN,
     seed: int = 0,
     family: Family = LLAMA,
+    kernel: Kernel = PLAIN,
 ) -> Model:
     """Return a model of random weights, created sharded, never whole on one device."""
-    held, computing = _builds(config, family, lora, tuned, dtype, remat, rules)
+    held, computing = _builds(config, family, lora, tuned, dtype, remat, rules, kernel)
     state = _initialiser(config, held, mesh, nnx.Variable)(seed)
     return _assemble(config, family, mesh, computing, state, lora, tuned)
 
@@ -203,9 +228,10 @@ def abstract_model(
     remat: str = "products",
     rules: ShardingRules = TRAIN,
     family: Family = LLAMA,
+    kernel: Kernel = PLAIN,
 ) -> Model:
     """Return a model of `jax.ShapeDtypeStruct`s with shardings: enough to compile for a mesh that is not there."""
-    held, computing = _builds(config, family, lora, tuned, dtype, remat, rules)
+    held, computing = _builds(config, family, lora, tuned, dtype, remat, rules, kernel)
     return _assemble(config, family, mesh, computing, abstract_state(config, held, mesh)[1], lora, tuned)
 
 
@@ -228,7 +254,8 @@ def load_model(
     """
     checkpoint = open_checkpoint(model.path)
     family, config, files = checkpoint.family, checkpoint.config, checkpoint.files
-    held, computing = _builds(config, family, lora, tuned, model.dtype, model.remat, rules)
+    kernel = kernel_of(config, model, mesh)
+    held, computing = _builds(config, family, lora, tuned, model.dtype, model.remat, rules, kernel)
     _, abstract = abstract_state(config, held, mesh)
     tensors = {tensor.path: tensor for tensor in family.present(config)}
 

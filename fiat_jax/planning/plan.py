@@ -14,7 +14,7 @@ from fiat_jax.models.checkpoints import read_config
 from fiat_jax.models.config import Config
 from fiat_jax.models.families import family_of
 from fiat_jax.models.lora import LoraConfig
-from fiat_jax.models.model import Model, ModelConfig, abstract_model
+from fiat_jax.models.model import Model, ModelConfig, abstract_model, kernel_of
 from fiat_jax.models.tensors import Family
 from fiat_jax.planning import cautions
 from fiat_jax.planning.account import Account, account
@@ -112,7 +112,8 @@ def model_of(
 ) -> Model:
     """Return a model of shapes."""
     config, family = read_shape(model.path)
-    how = {"dtype": model.dtype, "remat": model.remat, "rules": rules, "family": family}
+    kernel = kernel_of(config, model, mesh)
+    how = {"dtype": model.dtype, "remat": model.remat, "rules": rules, "family": family, "kernel": kernel}
     return abstract_model(config, mesh, lora=lora, tuned=tuned, **how)  # pyright: ignore
 
 
