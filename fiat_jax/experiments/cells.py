@@ -185,6 +185,7 @@ def facts_of(fitted: Fit) -> dict[str, Any]:
         "rows_selected_on": fitted.num_selection,
         "trained_parameters": trained,
         "frozen_parameters": frozen,
+        "attention": str(fitted.model.build.kernel),
         "truncations": fitted.truncations,
         "tokens": fitted.tokens,
         "seconds": round(fitted.seconds, 3),

@@ -41,7 +41,7 @@ def dry_run(run: Run, console: Console, sizes: Sequence[int] = (0,)) -> None:
         model = load_model(run.model, mesh, lora=run.lora if paradigm.lora else None, seed=run.train.seed)
         trained, frozen = model.num_parameters()
         console.print(f"rows: {len(kept):,} to train on, {len(held):,} to select by")
-        console.print(f"parameters: {trained:,} trained, {frozen:,} frozen")
+        console.print(f"parameters: {trained:,} trained, {frozen:,} frozen; attention: {model.build.kernel}")
         console.print(
             f"steps: {num_steps:,} of {run.train.batch_rows} × {run.train.row_length} tokens; "
             f"{tokens:,} real tokens an epoch; cut by the length budget: {examples.truncations() or 'nothing'}"

@@ -147,6 +147,8 @@ def _run(
             },
         )
         print_results(bench, rows, comparisons, against, console)
+        for kernel in sorted({one.facts["attention"] for one in done if "attention" in one.facts}):
+            console.print(f"attention: {kernel}", highlight=False, markup=False)
         console.print(f"results: {path}")
     return rows
 

@@ -12,7 +12,6 @@ from fiat_jax.models.attention import (
     UNBOUNDED,
     KVCache,
     Prefix,
-    as_kept,
     attend_kept,
     visible,
     within,
@@ -76,13 +75,13 @@ class Block(nnx.Module):
             fresh = places_BT is None
             cache = cache.put(layer, k_BSHK, v_BSHK) if fresh else cache.write(layer, places_BT, k_BSHK, v_BSHK)
         options: dict[str, Any] = {"scale": c.query_scale, "cap": c.attention_cap}
-        if places_BT is None and shared is None:
-            out_BTHGK = attend_own(self.kernel, self.rules, q_BTHGK, k_BSHK, v_BSHK, seen, **options)
+        if cache is None or places_BT is None:
+            out_BTHGK = attend_own(self.kernel, self.rules, q_BTHGK, k_BSHK, v_BSHK, seen, shared, **options)
         else:
-            kept = as_kept(k_BSHK, v_BSHK) if cache is None or places_BT is None else cache.read(layer)
             prefix, window, positions_BT = (None, None, None) if shared is None else shared
             options |= {"window": window, "positions_BT": positions_BT}
-            out_BTHGK = name(attend_kept(q_BTHGK, (*kept, seen.mask_BTS), prefix, **options), ATTENDED)
+            kept = (*cache.read(layer), seen.mask_BTS)
+            out_BTHGK = name(attend_kept(q_BTHGK, kept, prefix, **options), ATTENDED)
         out_ND = self.o(out_BTHGK.reshape(B * T, *out_BTHGK.shape[2:]), key)
         x_ND = x_ND + (self.norm_attended(name(out_ND, "projected")) if c.sandwich else out_ND)
         x_ND = name(constrain(x_ND, self.rules, "batch", None), "mid")

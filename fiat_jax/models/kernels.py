@@ -10,16 +10,18 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name as name
 
 from fiat_jax.errors import UserError
-from fiat_jax.models.attention import attend
+from fiat_jax.models import splash
+from fiat_jax.models.attention import PREFIX_AXES, as_kept, attend, attend_kept
+from fiat_jax.models.splash import LANES
 from fiat_jax.sharding import ShardingRules, fitting
 
 log = logging.getLogger(__name__)
 
 ASKED = ("auto", "plain", "splash", "cudnn")
 NATIVE = {"tpu": "splash", "gpu": "cudnn"}  # what "auto" takes, by platform
-LANES = 128  # of a TPU: the least length of a block
-BLOCK = 512  # queries, and keys, that splash attention takes at a time
 ATTENDED = "attended"  # what backward keeps of attention (`stack.REMAT_POLICIES`)
+QUERIES = ("batch", None, "kv_heads", "queries", None)
+KEYS, MASK, SEGMENTS = ("batch", None, "kv_heads", None), ("batch", None, None), ("batch", None)
 CUDNN_WIDTH, HOPPER_WIDTH = 128, 256  # of a head, at most; the latter from compute capability 9.0 on
 
 
@@ -111,86 +113,74 @@ def attend_own(
     k_BSHK: jax.Array,
     v_BSHK: jax.Array,
     seen: Seen,
+    shared: tuple | None = None,
     *,
     scale: float | None = None,
     cap: float | None = None,
 ) -> jax.Array:
-    """Return attention outputs (B, T, H, G, K) over the row's own keys, as `attention.attend` would.
+    """Return attention outputs (B, T, H, G, K) over the row's own keys and, with one, a prefix that all rows share.
 
-    Where the kernel cannot take these shapes or this mask, plain products do, and the log says why.
+    As `attention.attend` would, or `attention.attend_kept`, where the kernel cannot take these shapes or this mask;
+    the log says why. `shared` is the prefix's keys, values and length, the layer's window, and the queries' positions.
     """
-    chosen, T = kernel.name, q_BTHGK.shape[1]
-    if chosen == "splash" and seen.segments_BT is None:
-        warn(chosen, "queries see branches of a segment, candidates that share their input")
-        chosen = "plain"
-    if chosen == "splash" and T % LANES:
-        warn(chosen, f"rows of {T} tokens are not multiples of {LANES}")
-        chosen = "plain"
-    if chosen == "cudnn" and T % 2:
-        warn(chosen, f"rows of {T} tokens are odd")
+    chosen, reason = kernel.name, _unfit(kernel.name, seen, q_BTHGK.shape[1], shared)
+    if reason:
+        warn(chosen, reason)
         chosen = "plain"
     if chosen == "plain":
-        out_BTHGK = attend(q_BTHGK, k_BSHK, v_BSHK, seen.mask_BTS, scale=scale, cap=cap, causal=True)
-        return name(out_BTHGK, ATTENDED)
+        return name(_plain(q_BTHGK, k_BSHK, v_BSHK, seen, shared, scale=scale, cap=cap), ATTENDED)
     scale = q_BTHGK.shape[-1] ** -0.5 if scale is None else scale
+    own = [(q_BTHGK, QUERIES), (k_BSHK, KEYS), (v_BSHK, KEYS)]
     if chosen == "cudnn":
-        run = functools.partial(_cudnn, scale=scale)
-        return name(_on_mesh(run, rules, q_BTHGK, k_BSHK, v_BSHK, seen.mask_BTS), ATTENDED)
+        return name(_on_mesh(functools.partial(_cudnn, scale=scale), rules, *own, (seen.mask_BTS, MASK)), ATTENDED)
+    own[0] = (q_BTHGK * scale, QUERIES)
+    own += [(seen.segments_BT, SEGMENTS)]
+    if shared is not None:
+        k_HKP, v_HPK, length = shared[0]
+        behind = functools.partial(splash.behind, cap=cap, interpret=kernel.interpreted)
+        prefix = (k_HKP, PREFIX_AXES[0][1:]), (v_HPK, PREFIX_AXES[1][1:]), (length, ())
+        return name(_on_mesh(behind, rules, *own, *prefix), ATTENDED)
     runs = [
-        functools.partial(
-            _on_mesh, functools.partial(_splash, window=window, cap=cap, interpret=kernel.interpreted), rules
-        )
+        functools.partial(splash.own, window=window, cap=cap, kept=ATTENDED, interpret=kernel.interpreted)
         for window in seen.windows
     ]
-    given = q_BTHGK * scale, k_BSHK, v_BSHK, seen.segments_BT
-    return runs[0](*given) if len(runs) == 1 else jax.lax.switch(seen.kind, runs, *given)
+    run = runs[0] if len(runs) == 1 else lambda kind, *arrays: jax.lax.switch(kind, runs, *arrays)
+    return _on_mesh(run, rules, *([] if len(runs) == 1 else [(jnp.asarray(seen.kind), ())]), *own)
 
 
-def _on_mesh(run, rules: ShardingRules, q_BTHGK, k_BSHK, v_BSHK, seen_B):
-    """Run a kernel on each device for its own rows and heads."""
-    mesh = jax.sharding.get_abstract_mesh()
+def _unfit(kernel: str, seen: Seen, T: int, shared: tuple | None) -> str:
+    """Return why a kernel cannot take these shapes or this mask; "" where it can."""
+    if kernel == "splash":
+        if seen.segments_BT is None:
+            return "queries see branches of a segment, candidates that share their input"
+        if T < LANES:
+            return f"rows of {T} tokens are shorter than a block of {LANES}"
+        if shared is not None and any(window is not None for window in seen.windows):
+            return "layers see a window, which ends somewhere in a prefix"
+    if kernel == "cudnn":
+        if shared is not None:
+            return "a prefix is shared by all rows"
+        if T % 2:
+            return f"rows of {T} tokens are odd"
+    return ""
+
+
+def _plain(q_BTHGK, k_BSHK, v_BSHK, seen: Seen, shared: tuple | None, *, scale: float | None, cap: float | None):
+    if shared is None:
+        return attend(q_BTHGK, k_BSHK, v_BSHK, seen.mask_BTS, scale=scale, cap=cap, causal=True)
+    prefix, window, positions_BT = shared
+    kept = (*as_kept(k_BSHK, v_BSHK), seen.mask_BTS)
+    return attend_kept(q_BTHGK, kept, prefix, window=window, positions_BT=positions_BT, scale=scale, cap=cap)
+
+
+def _on_mesh(run, rules: ShardingRules, *given: tuple[Any, tuple]):
+    """Run a kernel on each device for its own rows and heads: on arrays with their logical axes, queries among them."""
+    mesh, arrays = jax.sharding.get_abstract_mesh(), [array for array, _ in given]
     if mesh.empty or mesh.size == 1:
-        return run(q_BTHGK, k_BSHK, v_BSHK, seen_B)
-    queries = fitting(mesh, rules, q_BTHGK.shape, ("batch", None, "kv_heads", "queries", None))
-    keys = fitting(mesh, rules, k_BSHK.shape, ("batch", None, "kv_heads", None))
-    rows = fitting(mesh, rules, seen_B.shape, ("batch", *[None] * (seen_B.ndim - 1)))
-    in_specs = (queries, keys, keys, rows)
-    return jax.shard_map(run, in_specs=in_specs, out_specs=queries, check_vma=False)(q_BTHGK, k_BSHK, v_BSHK, seen_B)
-
-
-def _splash(q_BTHGK, k_BSHK, v_BSHK, segments_BT, *, window: int | None, cap: float | None, interpret: bool):
-    """Compute one device's rows and heads; queries are scaled already."""
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # Pallas takes half a second to import
-
-    B, T, H, G, K = q_BTHGK.shape
-    shape = (T, T)
-    near = window is not None and window < T
-    mask = splash.LocalMask(shape, (window - 1, 0), 0) if near else splash.CausalMask(shape)
-    kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([mask] * (H * G)),
-        block_sizes=_blocks(T),
-        head_shards=1,
-        q_seq_shards=1,
-        attn_logits_soft_cap=cap,
-        residual_checkpoint_name=ATTENDED,  # with the sums of weights: backward runs no forward kernel again
-        interpret=interpret,
-    )
-
-    def one(q_NTK, k_HSK, v_HSK, segments_T):
-        return kernel(q_NTK, k_HSK, v_HSK, segment_ids=splash.SegmentIds(segments_T, segments_T))
-
-    q_BNTK = q_BTHGK.transpose(0, 2, 3, 1, 4).reshape(B, H * G, T, K)
-    k_BHSK, v_BHSK = k_BSHK.transpose(0, 2, 1, 3), v_BSHK.transpose(0, 2, 1, 3)
-    out_BNTK = jax.vmap(one)(q_BNTK, k_BHSK, v_BHSK, segments_BT)
-    return out_BNTK.reshape(B, H, G, T, K).transpose(0, 3, 1, 2, 4)
-
-
-def _blocks(T: int):
-    from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes
-
-    block = next(size for size in (BLOCK, BLOCK // 2, LANES) if T % size == 0)
-    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
-    return BlockSizes(**dict.fromkeys(names, block))
+        return run(*arrays)
+    specs = tuple(fitting(mesh, rules, array.shape, axes) for array, axes in given)
+    out = next(spec for spec, (_, axes) in zip(specs, given, strict=True) if axes is QUERIES)
+    return jax.shard_map(run, in_specs=specs, out_specs=out, check_vma=False)(*arrays)
 
 
 def _cudnn(q_BTHGK, k_BSHK, v_BSHK, mask_BTS, *, scale: float):

@@ -53,6 +53,13 @@ class Account:
     unknown: tuple[str, ...]
     uncounted: tuple[str, ...]
 
+    def over(self, runs: float) -> "Account":
+        """Return the share of one of so many runs that a program makes at a time."""
+        collectives = tuple(
+            dataclasses.replace(one, count=one.count / runs, bytes=one.bytes / runs) for one in self.collectives
+        )
+        return dataclasses.replace(self, flops=self.flops / runs, bytes=self.bytes / runs, collectives=collectives)
+
 
 class _Counter:
     def __init__(self, module: Module, mesh_shape: Mapping[str, int], trips: Mapping[str, float]):

@@ -126,4 +126,5 @@ def of_kernels(module: Module, model: Model) -> list[str]:
     """Return whether attention is left to plain products, whose scores go through main memory."""
     if kernels(module) or not isinstance(model.config, DecoderConfig):
         return []
-    return ["attention is plain products by XLA: no fused kernel; its scores are written to memory and read again"]
+    why = f" ({model.build.kernel.reason})" if model.build.kernel.reason else ""
+    return [f"attention is plain products by XLA{why}: its scores are written to memory and read again"]

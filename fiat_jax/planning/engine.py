@@ -12,7 +12,7 @@ from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.model import Model, ModelConfig
 from fiat_jax.planning import cautions
 from fiat_jax.planning.compiled import Compiler, DoesNotFit
-from fiat_jax.planning.plan import PlanConfig, Program, examine, model_of, target_json
+from fiat_jax.planning.plan import DECODE, PlanConfig, Program, examine, model_of, target_json
 from fiat_jax.planning.target import Target
 from fiat_jax.planning.train import expert_trips
 from fiat_jax.planning.useful import DECODE_FORMULA, useful
@@ -20,7 +20,7 @@ from fiat_jax.reasoning.native import Native, engine_shapes
 from fiat_jax.sharding import DECODE as RULES
 from fiat_jax.sharding import MeshConfig, axis_size
 
-READ_PREFIX, DECODE = "read_prefix", "decode"
+READ_PREFIX = "read_prefix"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Written:
     shapes: EngineConfig
     kept: int
     useful_flops: float | None  # of one token of all slots
+    attention: str
 
     @property
     def fits(self) -> bool | None:
@@ -94,6 +95,7 @@ class Written:
         room = None if memory is None else memory - self.kept
         return {
             "kind": "engine",
+            "attention": self.attention,
             "model": self.asked.native.path,
             "settings": {**dataclasses.asdict(self.asked.plan), "native": dataclasses.asdict(self.asked.native)},
             "target": self.target,
@@ -129,10 +131,16 @@ def plan_engine(asked: EnginePlan, target: Target, compiler: Compiler) -> Writte
             **_loops(model, shapes, name, rows),
             **expert_trips(model, max(1, rows // axis_size(mesh, RULES.batch))),
         }
-        passes = 0 if name == DECODE else 1
-        programs[name] = examine(facts, target, model, trips=trips, said=said, passes=passes)
+        passes, runs = (0, shapes.block) if name == DECODE else (1, 1)
+        programs[name] = examine(facts, target, model, trips=trips, said=said, passes=passes, runs=runs)
     return Written(
-        asked, target_json(target, mesh), programs, shapes, prefix_bytes(model, prefix), _useful(model, plan, shapes)
+        asked,
+        target_json(target, mesh),
+        programs,
+        shapes,
+        prefix_bytes(model, prefix),
+        _useful(model, plan, shapes),
+        str(model.build.kernel),
     )
 
 
@@ -144,8 +152,8 @@ def _rows(name: str, shapes: EngineConfig) -> int:
 
 
 def _loops(model: Model, shapes: EngineConfig, name: str, rows: int) -> dict[str, float]:
-    """Return the trips of one token's decoding, and of reading a prefix that is full."""
-    c, loops = model.config, {"jit(decode)/while": 1.0}
+    """Return the trips of decoding as many tokens as one call does, and of reading a prefix that is full."""
+    c, loops = model.config, {"jit(decode)/while": float(shapes.block)}
     if isinstance(c, DecoderConfig) and shapes.prefix_length:
         capacity = Prefix.capacity(shapes.prefix_length)
         loops[f"{PREFIX_LOOP}/while"] = capacity / prefix_block(rows * c.queries_per_kv_head, capacity)

@@ -26,6 +26,7 @@ from fiat_jax.sharding import MESH_AXES, TRAIN, MeshConfig, ShardingRules
 
 GIB = 2**30
 TUNED = ("adapter", "all")
+DECODE = "decode"  # the program that reads one token of each row, whose scores stay on chip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,7 @@ def examine(
     trips: Mapping[str, float],
     said: tuple[str, ...],
     passes: int,
+    runs: float = 1,
 ) -> Program:
     """Return what follows from a compiled program.
 
@@ -132,13 +134,15 @@ def examine(
         trips: how often loops run whose length data decide (see `account`).
         said: cautions that hold of its arguments already.
         passes: how often theory gathers the weights in one run of it.
+        runs: what is counted is the share of one of so many, which the program makes at a time.
     """
     if not facts.text:
         return Program(facts, None, None, None, (*said, "XLA cannot print this program: nothing is counted of it"))
     mesh, module = model.mesh, parse(facts.text)
-    counted = account(module, shape_of(mesh), trips)
+    counted = account(module, shape_of(mesh), trips).over(runs)
     found = [*said, *cautions.of_vocabulary(counted, model.config.vocab_size), *cautions.of_padding(module)]
-    found += cautions.of_weights(counted, model, passes) + cautions.of_kernels(module, model)
+    found += cautions.of_weights(counted, model, passes)
+    found += [] if facts.name == DECODE else cautions.of_kernels(module, model)
     found += [f"a loop whose length only data decide is counted once: {name}" for name in counted.unknown]
     found += [f"operations of kernel {name} are not counted" for name in counted.uncounted]
     line = None

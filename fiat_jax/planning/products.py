@@ -6,6 +6,8 @@ import re
 from fiat_jax.planning.hlo import Array, Computation, Instruction
 
 GEMM = re.compile(r"__(cublas|onednn|triton)[\w$]*(gemm|matmul)", re.IGNORECASE)
+SPLASH = re.compile(r"/splash_m[hq]a_(fwd|dq|dkv)")  # in the op_name of its Pallas kernels
+SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}  # of a pair of blocks: scores, their gradients, and sums by them
 
 
 def product_flops(where: Computation, one: Instruction) -> int:
@@ -16,6 +18,8 @@ def product_flops(where: Computation, one: Instruction) -> int:
         return _convolution(where, one)
     if one.opcode == "custom-call" and GEMM.search(one.attributes):
         return _dot(where, one)
+    if one.opcode == "custom-call" and (kernel := SPLASH.search(one.attributes)):
+        return _splash(where, one, SPLASH_PRODUCTS[kernel[1]])
     return 0
 
 
@@ -24,6 +28,25 @@ def _dot(where: Computation, one: Instruction) -> int:
     found = re.search(r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([\d,"]*)', one.attributes)
     contracted = [left.dims[int(axis)] for axis in re.findall(r"\d+", found[1])] if found else [left.dims[-1]]
     return 2 * one.arrays[0].size * math.prod(contracted)
+
+
+def _splash(where: Computation, one: Instruction, products: int) -> int:
+    """Return the operations of splash attention, whose masks say statically which pairs of blocks it passes over.
+
+    Its first operands are a grid of blocks of queries and of keys, where it passes over any: square under a causal
+    mask, of which it computes a triangle, and narrower under a window. Queries (B, N, T, K) and keys follow.
+    """
+    arrays = [operand.arrays[0] for operand in where.operands(one)]
+    at = next(place for place, array in enumerate(arrays) if array.dtype[0] in "bf")
+    queries, keys = arrays[at], arrays[at + 1]
+    *batch, heads, T, width = queries.dims
+    S, share = keys.dims[-2], 1.0
+    if at:
+        rows, columns = arrays[0].dims[-2:]
+        most = max(rows, columns)
+        pairs = most * (most + 1) / 2 if rows == columns else rows * columns
+        share = pairs / most**2
+    return int(2 * products * math.prod(batch) * heads * T * S * width * share)
 
 
 def _convolution(where: Computation, one: Instruction) -> int:

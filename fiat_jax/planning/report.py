@@ -19,6 +19,7 @@ def show(plan: Mapping[str, Any], console: Console) -> None:
     target = plan["target"]
     mesh = ", ".join(f"{name} {size}" for name, size in target["mesh"].items())
     console.print(f"{plan['kind']} {plan['model']} on {target['topology']}, {target['devices']} devices, mesh {mesh}")
+    console.print(f"attention without a cache: {plan['attention']}")
     console.print(_memory(plan))
     counted = {name: one for name, one in plan["programs"].items() if "flops" in one}
     if counted:

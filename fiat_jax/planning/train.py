@@ -45,6 +45,7 @@ class Trained:
     step: Program
     tokens: int  # of a batch, without padding
     useful_flops: float | None  # of a batch
+    attention: str
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -66,6 +67,7 @@ class Trained:
         devices = self.target["devices"]
         return {
             "kind": "train",
+            "attention": self.attention,
             "model": self.asked.model.path,
             "settings": {**dataclasses.asdict(self.asked.plan), "train": dataclasses.asdict(self.asked.train)},
             "target": self.target,
@@ -138,7 +140,8 @@ def plan_training(asked: TrainPlan, target: Target, compiler: Compiler) -> Train
     trips, passes = expert_trips(model, rows), 2 * asked.train.accumulate
     step = examine(facts, target, model, trips=trips, said=said, passes=passes)
     tokens = int(sum(np.count_nonzero(batch[name]) for name in ("segments", "decoder_segments") if name in batch))
-    return Trained(asked, target_json(target, mesh), step, tokens, _useful(model, asked.plan, tokens, batch))
+    useful_flops = _useful(model, asked.plan, tokens, batch)
+    return Trained(asked, target_json(target, mesh), step, tokens, useful_flops, str(model.build.kernel))
 
 
 def _useful(model: Model, plan: PlanConfig, tokens: int, batch: Any) -> float | None:

@@ -1,5 +1,6 @@
 """Every kernel equals plain products, forward and backward; what one cannot take is left to them, with a reason."""
 
+import contextlib
 import dataclasses
 import logging
 
@@ -13,7 +14,7 @@ from fiat_jax.errors import UserError
 from fiat_jax.models import kernels
 from fiat_jax.models.attention import attend, visible, within
 from fiat_jax.models.kernels import Kernel, Seen, attend_own, choose
-from fiat_jax.sharding import TRAIN, MeshConfig
+from fiat_jax.sharding import DECODE, TRAIN, MeshConfig
 
 B, T, H, G, K = 4, 256, 2, 2, 64
 INTERPRETED = Kernel("splash", interpreted=True)
@@ -72,6 +73,24 @@ def test_splash_attention_equals_plain_products_forward_and_backward(window, cap
     splash = with_gradients(lambda *a: attend_own(INTERPRETED, TRAIN, *a, seen, **options), arrays, weights)
     for expected, found in zip(plain, splash, strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("length", [0, 300])
+@pytest.mark.parametrize("sizes", [None, (2, 2, 2)], ids=["one device", "a mesh"])
+def test_behind_a_prefix_splash_attention_equals_plain_products(length, sizes):
+    short, prefix = 192, 512  # not a multiple of a block, and padded to one
+    rng = np.random.default_rng(1)
+    (q, k, v), _ = inputs()
+    own = tuple(jnp.asarray(x[:, :short]) for x in (q, k, v))
+    k_HKP, v_HPK = (rng.normal(size=shape).astype(np.float32) for shape in ((H, K, prefix), (H, prefix, K)))
+    segments = jnp.asarray(packed()[0][:, :short])
+    shared = (jnp.asarray(k_HKP), jnp.asarray(v_HPK), jnp.int32(length)), None, None
+    seen = Seen(visible(segments), segments, (None,), 0)
+    mesh = contextlib.nullcontext() if sizes is None else jax.set_mesh(MeshConfig(*sizes).build())
+    with mesh:
+        run = jax.jit(lambda kernel, own, shared: attend_own(kernel, DECODE, *own, seen, shared), static_argnums=0)
+        plain, splash = (np.asarray(run(kernel, own, shared)) for kernel in (kernels.PLAIN, INTERPRETED))
+    np.testing.assert_allclose(splash, plain, atol=2e-5)
 
 
 def test_each_device_computes_its_own_rows_and_heads_in_a_scan_over_layers_of_two_kinds_that_backward_recomputes():

@@ -92,6 +92,38 @@ def test_what_is_computed_of_an_updated_array_reads_and_writes_all_of_it():
     assert account(parse(text), ONE).bytes == 100 * ROW + ROW + 100 * ROW + INDICES  # the row of %held and %blend are 1
 
 
+@pytest.mark.parametrize(
+    ("kernel", "grid", "flops"),
+    [
+        ("fwd", (4, 4), 2 * 2 * 10 / 16),
+        ("dq", (4, 4), 2 * 3 * 10 / 16),
+        ("dkv", (4, 4), 2 * 4 * 10 / 16),
+        ("fwd", (4, 2), 2 * 2 * 8 / 16),  # a window of less than a block: the last block and that before
+        ("fwd", (1, 1), 2 * 2),
+        ("fwd", None, 2 * 2),
+    ],
+)
+def test_splash_attention_counts_the_pairs_of_blocks_that_its_mask_leaves(kernel, grid, flops):
+    where = f'metadata={{op_name="jit(f)/splash_mha_{kernel}_segmented/pallas_call"}}'
+    blocks = "" if grid is None else f"  %blocks = s8[1,{grid[0]},{grid[1]}] constant({{...}})\n"
+    operands = "%q, %k, %v" if grid is None else "%blocks, %blocks, %q, %k, %v"
+    text = (
+        "ENTRY %main (q: bf16[2,4,2048,128], k: bf16[2,2,2048,128], v: bf16[2,2,2048,128]) -> bf16[2,4,2048,128] {\n"
+        "  %q = bf16[2,4,2048,128] parameter(0)\n  %k = bf16[2,2,2048,128] parameter(1)\n"
+        f"  %v = bf16[2,2,2048,128] parameter(2)\n{blocks}"
+        f'  ROOT %o = bf16[2,4,2048,128] custom-call({operands}), custom_call_target="tpu_custom_call", {where}\n}}'
+    )
+    found = account(parse(text), ONE)
+    assert found.flops == flops * 2 * 4 * 2048 * 2048 * 128
+    assert found.uncounted == ()
+
+
+def test_a_program_that_makes_several_runs_at_a_time_counts_the_share_of_one():
+    found = account(parse(LAYER), ONE)
+    assert found.over(4).bytes == found.bytes / 4
+    assert found.over(4).flops == found.flops / 4
+
+
 # A slice of something computed of all elements: what is fused is computed only where it is wanted.
 CUT = """
 HloModule m
