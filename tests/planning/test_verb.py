@@ -115,8 +115,8 @@ def by_hand(rows: int, length: int, targets: int) -> float:
     """Return the operations of a step on a chip that has so many rows, of the two layers of `SHAPE`."""
     frozen = 2 * (2 * 256 * 512 + 2 * 256 * 256 + 3 * 256 * 512)  # q and o, k and v, the gated MLP
     adapters = 2 * 16 * (2 * (256 + 512) + 2 * (256 + 256) + 3 * (256 + 512))
-    products = 2 + 2 + 4  # of attention: forward, again in backward, and its gradient
-    attention = 2 * products * 2 * (9 / 16 * length**2) * 4 * 128  # causal blocks leave 7 of 16 out
+    products = 2 + 3 + 4  # of splash attention: forward, and the gradients of queries and of keys and values
+    attention = 2 * products * 2 * length**2 * 4 * 128  # a row is one block
     return rows * (length * (4 * frozen + 6 * adapters) + attention + 4 * targets * 512 * 256)
 
 
@@ -129,6 +129,7 @@ def test_a_slice_that_is_not_there_is_planned_for(shape, tmp_path):
     assert (plan["target"]["device_kind"], plan["target"]["memory"]) == ("TPU v5 lite", int(15.75 * 2**30))
     step = plan["programs"]["step"]
     assert step["loops_counted_once"] == []
+    assert (plan["attention"], step["kernels"], step["calls_not_counted"]) == ("splash", ["a Pallas kernel"], [])
     assert step["flops"] == pytest.approx(by_hand(rows=2, length=256, targets=40), rel=0.04)
     assert {tuple(one["axes"]) for one in step["collectives"]} == {("fsdp",)}
     line = step["roofline"]
