@@ -9,7 +9,7 @@ import jax
 from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.model import Model
 from fiat_jax.planning.account import Account
-from fiat_jax.planning.hlo import Module
+from fiat_jax.planning.hlo import HBM, Module, walk
 from fiat_jax.sharding import axis_names
 
 LARGE = 64 << 20  # bytes of an array on a device
@@ -108,6 +108,21 @@ def of_padding(module: Module) -> list[str]:
         return []
     worst = ", ".join(dict.fromkeys(name for _, name in sorted(names, reverse=True)[:3]))
     return [f"{wasted / GIB:.2f} GiB a device are padding of arguments to whole tiles: {worst}"]
+
+
+def of_copies(module: Module) -> list[str]:
+    """Return which large arrays are copied in main memory, say into another layout."""
+    found: dict[str, list[int]] = {}
+    for _, one in walk(module):
+        array = one.arrays[0] if one.opcode == "copy" and one.arrays else None
+        if array is not None and array.bytes >= LARGE and array.memory_space == HBM:
+            found.setdefault(f"{array.dtype}{list(array.dims)}", []).append(array.bytes)
+    if not found:
+        return []
+    largest = sorted(found, key=lambda name: -sum(found[name]))
+    names = ", ".join(largest[:3]) + (f" and {len(largest) - 3} more" if len(largest) > 3 else "")
+    total = sum(sum(sizes) for sizes in found.values())
+    return [f"{total / GIB:.2f} GiB a device are copied within its memory, once or in each trip of a loop: {names}"]
 
 
 def kernels(module: Module) -> list[str]:

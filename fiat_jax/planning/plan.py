@@ -141,7 +141,7 @@ def examine(
     mesh, module = model.mesh, parse(facts.text)
     counted = account(module, shape_of(mesh), trips).over(runs)
     found = [*said, *cautions.of_vocabulary(counted, model.config.vocab_size), *cautions.of_padding(module)]
-    found += cautions.of_weights(counted, model, passes)
+    found += cautions.of_copies(module) + cautions.of_weights(counted, model, passes)
     found += [] if facts.name == DECODE else cautions.of_kernels(module, model)
     found += [f"a loop whose length only data decide is counted once: {name}" for name in counted.unknown]
     found += [f"operations of kernel {name} are not counted" for name in counted.uncounted]

@@ -1,6 +1,8 @@
 """The machine that is planned for: a TPU slice that need not be there, or the devices of this process."""
 
 import dataclasses
+import importlib.util
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,17 +52,17 @@ def slice_of(topology: str, slices: int = 1) -> Target:
     """
     from jax.experimental import topologies
 
+    if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
+        raise UserError(f"planning for a TPU needs its compiler, libtpu: {INSTALL}")
     options = {"num_slices": slices} if slices > 1 else {}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except (RuntimeError, ValueError, TypeError) as error:
-        if "libtpu" in str(error) or "not found" in str(error) or "TPU backend" in str(error):
-            raise UserError(f"planning for a TPU needs its compiler, libtpu: {INSTALL} ({error})") from None
         known = [chip.name for chip in CHIPS.values() if chip.torus]
         name = topology.partition(":")[0]
         raise UserError(
             f"--topology={topology} is no slice that libtpu knows: NAME:SHAPE, as in v5e:4x4, v6e:16x16 or v5p:4x4x4; "
-            f"names are {', '.join(known)}.{did_you_mean(name, known)}"
+            f"names are {', '.join(known)}.{did_you_mean(name, known)} It says: {str(error).partition(chr(10))[0]}"
         ) from error
     devices = found.devices
     chip = CHIPS.get(devices[0].device_kind)

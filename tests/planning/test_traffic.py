@@ -3,6 +3,7 @@
 import pytest
 
 from fiat_jax.planning.account import account
+from fiat_jax.planning.cautions import of_copies
 from fiat_jax.planning.hlo import parse
 
 ONE = {"data": 1}
@@ -116,6 +117,18 @@ def test_splash_attention_counts_the_pairs_of_blocks_that_its_mask_leaves(kernel
     found = account(parse(text), ONE)
     assert found.flops == flops * 2 * 4 * 2048 * 2048 * 128
     assert found.uncounted == ()
+
+
+def test_large_arrays_that_are_copied_in_main_memory_are_told_of():
+    text = (
+        "ENTRY %main (a: bf16[64,1024,1024]) -> bf16[64,1024,1024] {{\n  %a = bf16[64,1024,1024] parameter(0)\n"
+        "  ROOT %b = bf16[64,1024,1024]{{{layout}}} copy(%a)\n}}"
+    )
+    told = of_copies(parse(text.format(layout="0,1,2")))
+    assert told == [
+        "0.12 GiB a device are copied within its memory, once or in each trip of a loop: bf16[64, 1024, 1024]"
+    ]
+    assert of_copies(parse(text.format(layout="0,1,2:S(1)"))) == []  # on chip
 
 
 def test_a_program_that_makes_several_runs_at_a_time_counts_the_share_of_one():

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from fiat_jax.cli import main
+from fiat_jax.errors import UserError
 from fiat_jax.inference.config import EngineConfig
+from fiat_jax.planning import target
 from fiat_jax.planning.target import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,6 +141,28 @@ def test_a_slice_that_is_not_there_is_planned_for(shape, tmp_path):
     assert "MFU" in done.stdout
 
 
+@pytest.mark.slow
+@without_libtpu
+def test_decoding_reads_its_weights_and_every_slots_keys_and_values_once_a_token(tmp_path):
+    layers, width, mlp, heads, keys, head, vocabulary, slots, prefix = 8, 1024, 4096, 8, 2, 128, 8192, 64, 512
+    large = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers, "vocab_size": vocabulary}
+    (tmp_path / "config.json").write_text(json.dumps({**SHAPE, **large, "num_attention_heads": heads}))
+    settings = (
+        *(f"--gin.Native.path={tmp_path}", "--gin.Native.dtype=bfloat16", f"--gin.Native.slots={slots}"),
+        *(f"--gin.Plan.prefix_tokens={prefix}", "--gin.Plan.prompt_tokens=256", "--gin.Plan.new_tokens=256"),
+        *("--gin.Mesh.data=2", "--gin.Mesh.tensor=2", "--topology=v5e:2x2", f"--workdir={tmp_path / 'plan'}"),
+    )
+    done = elsewhere(*settings)
+    assert done.returncode == 0, done.stderr
+    plan = results(tmp_path / "plan")["details"]["plan"]
+    weights = layers * width * (2 * heads * head + 2 * keys * head + 3 * mlp) + vocabulary * width
+    kept = 2 * layers * keys * head * (slots // 2 * 512 + prefix)
+    by_hand = 2 * (weights + kept) / 2  # bytes of bfloat16, half of the heads and of the wide dimensions a chip
+    assert by_hand <= plan["programs"]["decode"]["bytes"] < 1.15 * by_hand
+    assert plan["attention"] == "splash"
+    assert all(plan["programs"][name]["kernels"] for name in ("read_prefix", "admit_512"))
+
+
 @without_libtpu
 def test_what_does_not_fit_a_chip_has_its_figures_all_the_same(shape, tmp_path):
     settings = (f"--gin.Model.path={shape}", "--gin.Train.batch_rows=4", "--gin.Train.row_length=2048")
@@ -159,3 +183,10 @@ def test_a_slice_that_nobody_makes_is_refused(shape, tmp_path):
     done = elsewhere(f"--gin.Model.path={shape}", "--topology=v5x:2x2", f"--workdir={tmp_path}")
     assert done.returncode == 2
     assert "is no slice that libtpu knows" in done.stderr
+
+
+def test_without_libtpu_a_slice_cannot_be_planned_for(monkeypatch):
+    monkeypatch.setattr(target.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    with pytest.raises(UserError, match=r"needs its compiler, libtpu: pip install"):
+        target.slice_of("v5e:2x2")
