@@ -10,6 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,16 +52,22 @@ def cases() -> dict[str, list[str]]:
     return found
 
 
-def line(name: str, arguments: list[str], workdir: Path) -> str | None:
-    """Return a line of the table; None where there is no such plan yet."""
+def read(name: str, workdir: Path) -> dict | None:
+    """Return a plan; None where there is none yet."""
     path = workdir / name / "results.json"
-    if not path.exists():
-        return None
-    plan = json.loads(path.read_text())["details"]["plan"]
+    return json.loads(path.read_text())["details"]["plan"] if path.exists() else None
+
+
+def most(plan: dict) -> float:
+    """Return the bytes a chip of the largest program, and what is kept besides."""
+    return max(one["memory"]["total"] for one in plan["programs"].values()) + plan.get("kept_besides", 0)
+
+
+def line(plan: dict, arguments: list[str]) -> str:
+    """Return a plan's line of the table."""
     target, programs = plan["target"], plan["programs"]
     mesh = ", ".join(str(size) for size in target["mesh"].values())
-    most = max(one["memory"]["total"] for one in programs.values()) + plan.get("kept_besides", 0)
-    share = f"{most / 2**30:.2f} of {target['memory'] / 2**30:.2f} ({most / target['memory']:.0%})"
+    share = f"{most(plan) / 2**30:.2f} of {target['memory'] / 2**30:.2f} ({most(plan) / target['memory']:.0%})"
     main = programs.get("step") or programs.get("decode") or {}
     roof = main.get("roofline")
     if roof is None:
@@ -69,12 +76,25 @@ def line(name: str, arguments: list[str], workdir: Path) -> str | None:
         times = " / ".join(f"{1e3 * roof[key]:,.1f}" for key in ("compute", "memory", "network"))
         rate, mfu = f"{plan['tokens_per_second']:,.0f}", f"{plan['mfu']:.0%}"
     sent = sum(one["bytes"] for one in main.get("collectives", []))
-    command = " ".join(["fiat plan", *arguments])
-    fits = "yes" if plan["fits"] else "**no**"
-    return (
-        f"| {Path(plan['model']).name}, {plan['kind']} | {target['topology']} | {mesh} | {fits} | {share} | "
-        f"{main.get('flops', 0) / 1e12:.3g} | {sent / 1e9:.3g} | {times} | {rate} | {mfu} | `{command}` |"
+    asked = main.get("weights_asked", 0)
+    theory = f"{main['weights_moved'] / asked:.2f}" if asked else "–"
+    amounts = main.get("flops", 0) / 1e12, main.get("bytes", 0) / 1e9, sent / 1e9
+    fields = (
+        *(f"{Path(plan['model']).name}, {plan['kind']}", target["topology"], mesh, "yes" if plan["fits"] else "**no**"),
+        *(share, *(f"{amount:.3g}" for amount in amounts), theory, times, rate, mfu),
+        f"`{' '.join(['fiat plan', *arguments])}`",
     )
+    return f"| {' | '.join(fields)} |"
+
+
+def shares(plans: Iterable[dict]) -> dict[str, float]:
+    """Return for each model the least share of a chip's memory that it takes on a slice of v5e where it fits."""
+    found: dict[str, float] = {}
+    for plan in plans:
+        if plan["target"]["topology"].startswith("v5e:") and plan["fits"]:
+            name = f"{Path(plan['model']).name}, {plan['kind']}"
+            found[name] = min(found.get(name, 1.0), most(plan) / plan["target"]["memory"])
+    return found
 
 
 def main() -> None:
@@ -94,18 +114,26 @@ def main() -> None:
         with open(args.workdir / f"{name}.txt", "w", encoding="utf-8") as log:
             status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode
         print(f"{name}: status {status}", flush=True)
-    lines = [text for name, arguments in found.items() if (text := line(name, arguments, args.workdir))]
+    plans = {name: plan for name in found if (plan := read(name, args.workdir))}
+    lines = [line(plan, found[name]) for name, plan in plans.items()]
     if args.write:
         page = PAGE.read_text(encoding="utf-8")
         before, after = page.partition(BEGIN)[0], page.partition(END)[2]
         PAGE.write_text("\n".join([before + BEGIN, "", *HEAD, *lines, "", END + after]), encoding="utf-8")
-    print(json.dumps({"ratios": {}, "goals": {}, "plans": len(lines), "of": len(found)}))
+    ratios = {f"{name}: share of a v5e's memory": round(share, 3) for name, share in shares(plans.values()).items()}
+    moved = [one for plan in plans.values() for one in plan["programs"].values() if one.get("weights_asked")]
+    if moved:
+        ratios["weights moved over theory, at most"] = round(
+            max(one["weights_moved"] / one["weights_asked"] for one in moved), 3
+        )
+    goals = {name: 0.9 if "share" in name else 1.2 for name in ratios}
+    print(json.dumps({"ratios": ratios, "goals": goals, "plans": len(lines), "of": len(found)}))
 
 
 HEAD = [
-    "| model | slice | data, fsdp, (expert,) tensor | fits | GiB a chip | TFLOP a chip | GB sent a chip "
-    "| ms: compute / memory / network | tokens/s | MFU | command |",
-    "|---|---|---|---|---|---|---|---|---|---|---|",
+    "| model | slice | data, fsdp, expert, tensor | fits | GiB a chip | TFLOP a chip | GB of memory a chip "
+    "| GB sent a chip | weights sent over theory | ms: compute / memory / network | tokens/s | MFU | command |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
 ]
 
 

@@ -70,20 +70,25 @@ def of_weights(account: Account, model: Model, passes: int) -> list[str]:
 
     0 passes: it asks that they stay where they are, as in decoding, where each token would gather them anew.
     """
-    ways = model.mesh.shape["fsdp"]
-    moved = sum(one.bytes for one in account.collectives if "fsdp" in one.axes and one.kind != "all-reduce")
+    moved, asked = weights_moved(account, model, passes)
     if passes == 0 and moved >= LARGE:
         return [
             f"{moved / GIB:.2f} GiB a device cross fsdp for every token: weights that lie along it are gathered anew "
             "in each step; let them lie along tensor, or whole, where they fit"
         ]
-    asked = passes * gathered_bytes(model) * (ways - 1) / ways
-    if ways == 1 or not asked or moved <= MORE * asked:
+    if not asked or moved <= MORE * asked:
         return []
     return [
         f"{moved / GIB:.1f} GiB a device cross fsdp, {moved / asked:.2f} times the {asked / GIB:.1f} of gathering all "
         f"weights {passes} times"
     ]
+
+
+def weights_moved(account: Account, model: Model, passes: int) -> tuple[float, float]:
+    """Return the bytes that leave a device along `fsdp`, but for sums, and those of gathering all weights so often."""
+    ways = model.mesh.shape["fsdp"]
+    moved = sum(one.bytes for one in account.collectives if "fsdp" in one.axes and one.kind != "all-reduce")
+    return moved, passes * gathered_bytes(model) * (ways - 1) / ways
 
 
 def gathered_bytes(model: Model) -> float:

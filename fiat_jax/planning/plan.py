@@ -63,6 +63,7 @@ class Program:
     account: Account | None
     roofline: Roofline | None
     cautions: tuple[str, ...]
+    weights_moved: tuple[float, float] = (0.0, 0.0)  # and what theory asks
 
     def fits(self, memory: int | None) -> bool | None:
         """Whether it fits into so many bytes a device; None where these are not known."""
@@ -86,6 +87,8 @@ class Program:
             found |= {
                 "flops": self.account.flops,
                 "bytes": self.account.bytes,
+                "weights_moved": self.weights_moved[0],
+                "weights_asked": self.weights_moved[1],
                 "collectives": [dataclasses.asdict(one) for one in self.account.collectives],
                 "assumed_loops": dict(self.account.assumed),
                 "loops_counted_once": list(self.account.unknown),
@@ -148,7 +151,7 @@ def examine(
     line = None
     if target.chip is not None:
         line = roofline(counted, target.chip, mesh.devices, mesh.axis_names)
-    return Program(facts, module, counted, line, tuple(found))
+    return Program(facts, module, counted, line, tuple(found), cautions.weights_moved(counted, model, passes))
 
 
 def target_json(target: Target, mesh: Mesh) -> dict[str, Any]:
