@@ -11,6 +11,7 @@ HBM = 0  # the memory space of what names none; TPUs keep some arrays elsewhere 
 
 ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
+END = re.compile(r"^\}(?!\})")
 INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 OPCODE = re.compile(r"\s*([\w\-]+)\(")
 OPERAND = re.compile(r"%([\w.\-]+)")
@@ -142,16 +143,19 @@ def arrays_of(shape: str) -> tuple[Array, ...]:
 def parse(text: str) -> Module:
     """Return a program of its text (`compiled.as_text()`)."""
     found: dict[str, Computation] = {}
-    entry, name, lines = None, "", []
+    entry, name = None, ""
+    lines: list[str] = []
     for line in text.splitlines():
         header = HEADER.match(line)
         if header:
             name, lines = header[2], []
             entry = name if header[1] else entry
-        elif line.startswith("}") and name:
-            found[name], name = Computation(name, lines), ""
-        elif name and (one := _instruction(line)):
-            lines.append(one)
+        elif END.match(line) and name:
+            found[name], name = Computation(name, [one for each in lines if (one := _instruction(each))]), ""
+        elif INSTRUCTION.match(line):
+            lines.append(line)
+        elif lines:
+            lines[-1] += line  # attributes of a Pallas kernel go on over several lines
     if entry is None:
         raise ValueError("this text has no ENTRY computation: it is no HLO module")
     return Module(found, found[entry])

@@ -112,10 +112,14 @@ def test_splash_attention_counts_the_pairs_of_blocks_that_its_mask_leaves(kernel
         "ENTRY %main (q: bf16[2,4,2048,128], k: bf16[2,2,2048,128], v: bf16[2,2,2048,128]) -> bf16[2,4,2048,128] {\n"
         "  %q = bf16[2,4,2048,128] parameter(0)\n  %k = bf16[2,2,2048,128] parameter(1)\n"
         f"  %v = bf16[2,2,2048,128] parameter(2)\n{blocks}"
-        f'  ROOT %o = bf16[2,4,2048,128] custom-call({operands}), custom_call_target="tpu_custom_call", {where}\n}}'
+        f'  %o = bf16[2,4,2048,128] custom-call({operands}), custom_call_target="tpu_custom_call", '
+        f'frontend_attributes={{kernel_metadata={{\n"xprof_metadata":"{{}}"\n}}}}, {where}\n'
+        "  ROOT %p = bf16[2,4,2048,128] negate(%o)\n}"
     )
     found = account(parse(text), ONE)
     assert found.flops == flops * 2 * 4 * 2048 * 2048 * 128
+    operands = 2 * 2048 * 128 * 2 * (4 + 2 + 2) + (0 if grid is None else 2 * grid[0] * grid[1])
+    assert found.bytes == operands + 3 * 2 * 4 * 2048 * 128 * 2  # its result is written, and read and written again
     assert found.uncounted == ()
 
 
