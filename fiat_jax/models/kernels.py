@@ -129,11 +129,11 @@ def attend_own(
         chosen = "plain"
     if chosen == "plain":
         return name(_plain(q_BTHGK, k_BSHK, v_BSHK, seen, shared, scale=scale, cap=cap), ATTENDED)
-    scale = q_BTHGK.shape[-1] ** -0.5 if scale is None else scale
+    factor = q_BTHGK.shape[-1] ** -0.5 if scale is None else scale
     own = [(q_BTHGK, QUERIES), (k_BSHK, KEYS), (v_BSHK, KEYS)]
     if chosen == "cudnn":
-        return name(_on_mesh(functools.partial(_cudnn, scale=scale), rules, *own, (seen.mask_BTS, MASK)), ATTENDED)
-    own[0] = (q_BTHGK * scale, QUERIES)
+        return name(_on_mesh(functools.partial(_cudnn, scale=factor), rules, *own, (seen.mask_BTS, MASK)), ATTENDED)
+    own[0] = (q_BTHGK * factor, QUERIES)
     own += [(seen.segments_BT, SEGMENTS)]
     if shared is not None:
         k_HKP, v_HPK, length = shared[0]
