@@ -1,5 +1,7 @@
 """Splash attention, the Pallas kernel for TPUs that JAX ships, over one device's rows and heads."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -54,7 +56,7 @@ def behind(
     return _unheaded(mixed_BNTK, q_BTHGK.shape).astype(q_BTHGK.dtype)
 
 
-def _own(q_BTHGK, k_BTHK, v_BTHK, segments_BT, *, window, cap, kept, interpret, sums=False):
+def _own(q_BTHGK, k_BTHK, v_BTHK, segments_BT, *, window, cap, kept, interpret, sums=False) -> Any:
     """Return outputs (B, N, T, K) and, where asked for, the logarithms of the sums of weights (B, N, T)."""
     T = q_BTHGK.shape[1]
     q_BNTK, k_BHTK, v_BHTK = (_padded(x, 2) for x in (_headed(q_BTHGK), _kept(k_BTHK), _kept(v_BTHK)))
@@ -66,14 +68,14 @@ def _own(q_BTHGK, k_BTHK, v_BTHK, segments_BT, *, window, cap, kept, interpret, 
     def one(q_NTK, k_HTK, v_HTK, segments_T):
         return kernel(q_NTK, k_HTK, v_HTK, segment_ids=_segments(segments_T, segments_T))
 
-    found = jax.vmap(one)(q_BNTK, k_BHTK, v_BHTK, segments_BT)
+    found: Any = jax.vmap(one)(q_BNTK, k_BHTK, v_BHTK, segments_BT)
     if not sums:
         return found[:, :, :T]
     out_BNTK, (sum_BNT,) = found
     return out_BNTK[:, :, :T].astype(jnp.float32), sum_BNT[:, :, :T]
 
 
-def _kernel(num_heads: int, shape: tuple[int, int], *, window, causal, cap, kept, sums, interpret):
+def _kernel(num_heads: int, shape: tuple[int, int], *, window, causal, cap, kept, sums, interpret) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention  # Pallas takes half a second to import
 
     if not causal:
@@ -83,7 +85,7 @@ def _kernel(num_heads: int, shape: tuple[int, int], *, window, causal, cap, kept
     else:
         mask = splash_attention.CausalMask(shape)
     queries, keys = (next(block for block in BLOCKS if size % block == 0) for size in shape)
-    backward = (
+    backward: dict[str, Any] = (
         {} if sums else {"block_q_dkv": queries, "block_kv_dkv": keys, "block_q_dq": queries, "block_kv_dq": keys}
     )
     return splash_attention.make_splash_mha(
