@@ -15,6 +15,7 @@ from fiat_jax.sharding import axis_names
 LARGE = 64 << 20  # bytes of an array on a device
 WASTE = 1.25  # bytes with tiles filled up, against those without
 MORE = 1.2  # bytes moved, against what theory asks
+SOME = 0.1  # of all weights: what crosses fsdp in decoding is some of them, and not activations
 KERNELS = {
     "tpu_custom_call": "a Pallas kernel",
     "__cudnn$fmha": "cuDNN flash attention",
@@ -71,7 +72,8 @@ def of_weights(account: Account, model: Model, passes: int) -> list[str]:
     0 passes: it asks that they stay where they are, as in decoding, where each token would gather them anew.
     """
     moved, asked = weights_moved(account, model, passes)
-    if passes == 0 and moved >= LARGE:
+    _, once = weights_moved(account, model, 1)
+    if passes == 0 and moved >= max(LARGE, SOME * once):
         return [
             f"{moved / GIB:.2f} GiB a device cross fsdp for every token: weights that lie along it are gathered anew "
             "in each step; let them lie along tensor, or whole, where they fit"

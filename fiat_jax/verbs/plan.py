@@ -16,6 +16,8 @@ def plan(args, bindings) -> int:
 
         os.environ.update(ENVIRONMENT)
         os.environ.pop("XLA_FLAGS", None)  # libtpu ends the process over a flag of another backend's
+    import jax
+
     from fiat_jax.config import Config
     from fiat_jax.experiments import runtime, sections
     from fiat_jax.experiments.results import write_results
@@ -29,6 +31,8 @@ def plan(args, bindings) -> int:
     console, begun = open_console(), time.monotonic()
     console.width = max(console.width, WIDTH)
     runtime.start()
+    if args.topology:
+        jax.config.update("jax_enable_compilation_cache", False)  # no device here could load what it keeps
     target = slice_of(args.topology, asked.mesh.slices) if args.topology else local()
     parts = [getattr(asked, name) for name in asked.__dataclass_fields__]
     with runtime.recorded(args.workdir, sections.as_gin(*parts, known=known)):
