@@ -84,6 +84,16 @@ def _in_scheduled_step() -> bool:
     return asked == "auto" or (asked != "off" and any(many.isdigit() and int(many) > 1 for many in tasks))
 
 
+def joins_as_another() -> bool:
+    """Whether the environment says, before anything is joined, that this process is not the first of its run."""
+    env = os.environ
+    if env.get("FIAT_COORDINATOR"):
+        index = env.get("FIAT_PROCESS_ID") or env.get("JOB_COMPLETION_INDEX", "")
+    else:
+        index = (env.get("SLURM_PROCID") or env.get("OMPI_COMM_WORLD_RANK", "")) if _in_scheduled_step() else ""
+    return index.isdigit() and int(index) > 0
+
+
 class Board(Protocol):
     """Where each process of a run has one word, which all can read."""
 
@@ -93,7 +103,7 @@ class Board(Protocol):
 
 def board() -> Board | None:
     """Return the board of this run's processes; None where there is but one."""
-    return _CoordinatorBoard() if jax.process_count() > 1 else None
+    return _CoordinatorBoard() if place()[1] > 1 else None
 
 
 class _CoordinatorBoard:
@@ -103,7 +113,7 @@ class _CoordinatorBoard:
         from jax._src.distributed import global_state  # there is no public name; Orbax and others take this one
 
         assert global_state.client is not None  # there are several processes, so there is a service
-        self._client, self._mine = global_state.client, f"{WORDS}/{jax.process_index()}"
+        self._client, self._mine = global_state.client, f"{WORDS}/{place()[0]}"
 
     def say(self, word: str) -> None:
         """Say a word in place of the last one; ConnectionError where the service is gone."""
