@@ -105,7 +105,7 @@ class Checkpoints:
     def _reading(self, step: int) -> Iterator[None]:
         try:
             yield
-        except UserError:
+        except (UserError, jax.errors.JaxRuntimeError):  # the latter of a collective between hosts, not of the disk
             raise
         except Exception as error:  # what Orbax and TensorStore raise on damaged files has no common class
             raise UserError(

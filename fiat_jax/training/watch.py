@@ -5,12 +5,10 @@ thread of each process says on a common board, every few seconds, how far it has
 """
 
 import contextlib
-import ctypes
 import faulthandler
 import logging
 import math
 import os
-import signal
 import socket
 import sys
 import threading
@@ -18,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
-from fiat_jax.distributed import Board, board, place
+from fiat_jax.distributed import Board, board, on_abort, place
 from fiat_jax.errors import LOST, UserError
 
 log = logging.getLogger(__name__)
@@ -80,7 +78,7 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         if self._board is not None:
-            self._aborts.enter_context(_on_abort(self._aborted))
+            self._aborts.enter_context(on_abort(self._aborted))
         self._thread.start()
         return self
 
@@ -183,23 +181,6 @@ def stepping(what: str) -> Iterator[Watch]:
         raise
     watch.what, watch.silent = before
     watch.begin(-1)
-
-
-@contextlib.contextmanager
-def _on_abort(call: Callable[[], None]) -> Iterator[None]:
-    """While in context, call this where the process is about to abort.
-
-    JAX's client aborts as soon as its coordination service is gone. Python's own handlers run in the main thread alone,
-    which may be inside a collective; this one runs in the thread that aborts, which is one of JAX's.
-    """
-    install = ctypes.CDLL(None).signal
-    install.argtypes, install.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: call())
-    before = install(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
-    try:
-        yield
-    finally:
-        install(signal.SIGABRT, before)
 
 
 def _told(process: int, word: str) -> str:
