@@ -31,6 +31,17 @@ WHEN = ("any time", "start", "evaluation", "a save", "a save")
 NAMED = r"(step \d+|outside steps), process {0} on \S+: .*(process {1} |process 0 is lost)"
 
 
+def walk(workdir: Path, *within: str):
+    """Yield every path under a directory that may change meanwhile, in order; of checkpoints those named alone."""
+    for folder, folders, files in os.walk(workdir):
+        folders.sort()
+        yield from (Path(folder, name) for name in (*folders, *sorted(files)))
+        if Path(folder).name == "checkpoints":
+            folders[:] = [name for name in folders if name in within]
+        elif Path(folder).parent.name == "checkpoints":
+            folders.clear()
+
+
 class Run:
     """What two processes do in a working directory, and what is left of it."""
 
@@ -58,7 +69,7 @@ class Run:
     def log(self, workdir: Path) -> list[dict]:
         """The whole lines of its log without what the clock says."""
         found = []
-        for path in sorted(workdir.rglob("train_log.jsonl")):
+        for path in logs(workdir):
             lines = path.read_text().splitlines(keepends=True)
             found += [json.loads(line) for line in lines if line.endswith("\n")]
         return [{name: value for name, value in line.items() if name != "seconds"} for line in found]
@@ -70,6 +81,11 @@ class Run:
         results = workdir / "results.json"
         rows = json.loads(results.read_text())["rows"] if results.exists() else None
         return {"log": self.log(workdir), "files": files, "rows": rows}
+
+
+def logs(workdir: Path) -> list[Path]:
+    """The logs of its runs."""
+    return [path for path in walk(workdir) if path.name == "train_log.jsonl"]
 
 
 def told(process: subprocess.Popen, seconds: float) -> str:
@@ -137,7 +153,7 @@ def kill_one(run: Run, workdir: Path, random, whole: float, expected: list[dict]
         if when == "evaluation":
             return evaluating(run, workdir, expected, begun)
         if when == "a save":
-            seen.update(workdir.rglob(f"checkpoints/{kept}/*tmp*"))
+            seen.update(path for path in walk(workdir, kept) if path.parent.name == kept and "tmp" in path.name)
             return len(seen) >= saves
         return time.time() - begun > seconds
 
@@ -165,6 +181,6 @@ def kill_one(run: Run, workdir: Path, random, whole: float, expected: list[dict]
 
 def evaluating(run: Run, workdir: Path, expected: list[dict], since: float) -> bool:
     """Whether all steps before an evaluation have been logged since then, and it has not."""
-    written = [path for path in workdir.rglob("train_log.jsonl") if path.stat().st_mtime > since]
+    written = [path for path in logs(workdir) if path.stat().st_mtime > since]
     count = len(run.log(workdir)) if written else 0
     return 0 < count < len(expected) and "evaluation" in expected[count]
