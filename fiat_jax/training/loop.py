@@ -231,6 +231,7 @@ class _Run:
 
     def save_best(self, step: int) -> None:
         """Save what was evaluated, alone."""
+        self._latest.wait()  # barriers between processes have one name in all of Orbax's managers: one save at a time
         self._best.save(step, self.evaluated, {"run": self._facts})
 
     def restore(self, history: History) -> tuple[int, History]:
@@ -255,6 +256,7 @@ class _Run:
 
     def restore_best(self, step: int) -> Any:
         """Return the trained parameters of the best evaluation."""
+        self._latest.wait()
         return self._best.restore(step, self.state.trainable)
 
     def close(self) -> None:

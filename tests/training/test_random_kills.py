@@ -139,7 +139,8 @@ def finish(run: Run, workdir: Path) -> None:
     """Begin or go on, to the end."""
     pair = run.start(workdir)
     output = [told(process, 1200) for process in pair]
-    assert [process.returncode for process in pair] == [0, 0], f"seed {SEED}: {output}"
+    status = [process.returncode for process in pair]
+    assert status == [0, 0], f"seed {SEED}, {status}: {output}"
 
 
 def kill_one(run: Run, workdir: Path, random, whole: float, expected: list[dict]) -> str:
