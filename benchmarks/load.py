@@ -64,13 +64,14 @@ def load(directory: Path, mesh: str) -> dict:
 
     built = MeshConfig(**MESHES[mesh]).build()
     largest = max(4 * size for size in map(_product, WeightFiles(directory).shapes.values()))
-    before, begun = _private_bytes(), time.perf_counter()
+    before, begun = private_bytes(), time.perf_counter()
     with Peak() as peak:
         model = load_model(ModelConfig(str(directory)), built)
         jax.block_until_ready(model.trainable)
         seconds = time.perf_counter() - begun
     held = sum(shard.data.nbytes for x in jax.tree.leaves(model.trainable) for shard in x.addressable_shards)
-    return {"seconds": seconds, "beyond_arrays": (peak.bytes - before - held) / largest}
+    beyond = (peak.bytes - before - held) / largest
+    return {"seconds": seconds, "beyond_arrays": beyond, "largest": largest, "held": held}
 
 
 def _product(shape) -> int:
@@ -84,21 +85,22 @@ class Peak:
     """The most private memory of this process while in context, sampled every two milliseconds."""
 
     def __enter__(self) -> "Peak":
-        self.bytes, self._done = _private_bytes(), threading.Event()
+        self.bytes, self._done = private_bytes(), threading.Event()
         self._thread = threading.Thread(target=self._sample)
         self._thread.start()
         return self
 
     def _sample(self) -> None:
         while not self._done.wait(0.002):
-            self.bytes = max(self.bytes, _private_bytes())
+            self.bytes = max(self.bytes, private_bytes())
 
     def __exit__(self, *_) -> None:
         self._done.set()
         self._thread.join()
 
 
-def _private_bytes() -> int:
+def private_bytes() -> int:
+    """Return how much memory this process has of its own."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) * 1024
 

@@ -105,7 +105,7 @@ class Checkpoints:
     def _reading(self, step: int) -> Iterator[None]:
         try:
             yield
-        except UserError:
+        except (UserError, jax.errors.JaxRuntimeError):  # the latter of a collective between hosts, not of the disk
             raise
         except Exception as error:  # what Orbax and TensorStore raise on damaged files has no common class
             raise UserError(
@@ -226,14 +226,16 @@ class StoredCheckpoints:
         self.wait()
 
     def _steps(self) -> list[int]:
-        self._files.invalidate_cache()
-        names = [path.split("/") for path in self._files.find(self._root)]
+        with remote.explained(self._url):
+            self._files.invalidate_cache()
+            names = [path.split("/") for path in self._files.find(self._root)]
         return sorted(int(parts[-2]) for parts in names if parts[-1] == FACTS)
 
     def _remove(self, step: int) -> None:
         """Remove its facts first: what is cut short then is no checkpoint."""
-        for name in (FACTS, TREE):
-            self._files.rm_file(f"{self._root}/{step}/{name}")
+        with remote.explained(f"{self._url}/{step}"):
+            for name in (FACTS, TREE):
+                self._files.rm_file(f"{self._root}/{step}/{name}")
 
 
 def _gathered(array: jax.Array) -> np.ndarray:

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if bindings and "gin_file" not in args:
                 raise UserError(f"this verb takes no settings: leave out {GIN_FLAG}{bindings[0]}")
             module = importlib.import_module(f"fiat_jax.verbs.{VERBS[action]}")
-            with _local(args):
+            with _local(args), contextlib.ExitStack() as args.until_end:
                 return getattr(module, action)(args, bindings)
     except UserError as error:
         print(f"fiat {args.verb}: {error}", file=sys.stderr)

@@ -1,11 +1,14 @@
 """What several processes of one run need: start-up, who writes, and waiting for each other."""
 
 import contextlib
+import ctypes
 import os
 import pickle
+import signal
+import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fiat_jax.errors import UserError
+from fiat_jax.errors import LOST, UserError
 
 HEARTBEAT = 45  # seconds after which JAX ends who has lost another process
 WORDS = "fiat/watch"  # the directory of the board's words
@@ -31,24 +34,52 @@ def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = 
       JAX finds out from the scheduler or the TPU's metadata.
 
     Without any of them it is a run of one process, and nothing is done. The others are waited for five minutes, or
-    FIAT_JOIN_SECONDS, where machines are made one by one. A process that dies is noticed by the others after
-    `HEARTBEAT` seconds at the latest.
+    FIAT_JOIN_SECONDS, where machines are made one by one; who waited in vain ends with status 69. A process that dies
+    later is noticed by the others after `HEARTBEAT` seconds at the latest.
 
     Raises:
         UserError: a part is missing or no number; the processes do not find each other.
     """
     given = coordinator or os.environ.get("FIAT_COORDINATOR", "")
+    where = f"coordinator {given}" if given else "no FIAT_COORDINATOR; JAX was to find out from the scheduler"
+    alone = f"this process cannot join the others of its run ({where})"
     try:
         if given:
             count, index = _count_and_index(given, num_processes, process_id)
-            jax.distributed.initialize(given, num_processes=count, process_id=index, **_patience())
+            with on_abort(lambda: _give_up(f"{alone}, of which it is process {index} of {count}")):
+                jax.distributed.initialize(given, num_processes=count, process_id=index, **_patience())
         elif _in_scheduled_step():
-            jax.distributed.initialize(**_patience())
+            with on_abort(lambda: _give_up(alone)):
+                jax.distributed.initialize(**_patience())
     except (ValueError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, UserError):
             raise
-        where = f"coordinator {given}" if given else "no FIAT_COORDINATOR; JAX was to find out from the scheduler"
-        raise UserError(f"this process cannot join the others of its run ({where}): {error}") from error
+        raise UserError(f"{alone}: {error}") from error
+
+
+def _give_up(why: str) -> None:
+    """End the process, which JAX would abort without saying why."""
+    sys.stderr.write(f"{why}: one of them did not come, or is lost. Start all of them again.\n")
+    sys.stderr.flush()
+    os._exit(LOST)
+
+
+@contextlib.contextmanager
+def on_abort(call: Callable[[], None]) -> Iterator[None]:
+    """While in context, call this where the process is about to abort.
+
+    JAX's client aborts as soon as its coordination service is gone, and where others do not join. Python's own handlers
+    run in the main thread alone, which may be inside a collective; this one runs in the thread that aborts, which may
+    be one of JAX's.
+    """
+    install = ctypes.CDLL(None).signal
+    install.argtypes, install.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: call())
+    before = install(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        install(signal.SIGABRT, before)
 
 
 def _patience() -> dict[str, Any]:
@@ -84,6 +115,16 @@ def _in_scheduled_step() -> bool:
     return asked == "auto" or (asked != "off" and any(many.isdigit() and int(many) > 1 for many in tasks))
 
 
+def joins_as_another() -> bool:
+    """Whether the environment says, before anything is joined, that this process is not the first of its run."""
+    env = os.environ
+    if env.get("FIAT_COORDINATOR"):
+        index = env.get("FIAT_PROCESS_ID") or env.get("JOB_COMPLETION_INDEX", "")
+    else:
+        index = (env.get("SLURM_PROCID") or env.get("OMPI_COMM_WORLD_RANK", "")) if _in_scheduled_step() else ""
+    return index.isdigit() and int(index) > 0
+
+
 class Board(Protocol):
     """Where each process of a run has one word, which all can read."""
 
@@ -93,7 +134,7 @@ class Board(Protocol):
 
 def board() -> Board | None:
     """Return the board of this run's processes; None where there is but one."""
-    return _CoordinatorBoard() if jax.process_count() > 1 else None
+    return _CoordinatorBoard() if place()[1] > 1 else None
 
 
 class _CoordinatorBoard:
@@ -103,7 +144,7 @@ class _CoordinatorBoard:
         from jax._src.distributed import global_state  # there is no public name; Orbax and others take this one
 
         assert global_state.client is not None  # there are several processes, so there is a service
-        self._client, self._mine = global_state.client, f"{WORDS}/{jax.process_index()}"
+        self._client, self._mine = global_state.client, f"{WORDS}/{place()[0]}"
 
     def say(self, word: str) -> None:
         """Say a word in place of the last one; ConnectionError where the service is gone."""

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import textwrap
 import uuid
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,7 @@ from fiat_jax.errors import UserError
 
 PACKAGES = {"s3": "fiat-jax[s3]", "gs": "fiat-jax[gs]", "gcs": "fiat-jax[gs]"}
 MANIFEST = ".fetched.json"
+OF_ONE = ("*.safetensors", "events.out.*", "train_log.jsonl")  # what the process that writes reads again, if any does
 
 _doubles: dict[Path, "Double"] = {}
 
@@ -40,8 +42,11 @@ def open_store(url: str) -> tuple[Any, str]:
     import fsspec.core  # a machine that only computes may be without
 
     try:
-        return fsspec.core.url_to_fs(url)
+        with explained(url, ImportError, ValueError):  # a client may look for its keys at once
+            return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         protocol = url.partition("://")[0]
         more = f"; pip install '{PACKAGES[protocol]}'" if protocol in PACKAGES else ""
         raise UserError(f"{url}: {error}{more}") from None
@@ -56,13 +61,13 @@ class Double:
         self.local = Path(tempfile.mkdtemp(prefix="fiat-"))
         self._pushed: dict[str, tuple[int, int]] = {}
 
-    def pull(self) -> None:
-        """Take up what the store holds."""
-        with _explained(self.url):
+    def pull(self, everything: bool = True) -> None:
+        """Take up what the store holds; without what one process alone needs, where not everything is asked for."""
+        with explained(self.url):
             self._files.invalidate_cache()
             for path in sorted(self._files.find(self._root)):
                 name = path.removeprefix(self._root).lstrip("/")
-                if _is_doubled(PurePosixPath(name)):
+                if _is_doubled(PurePosixPath(name)) and (everything or not _is_of_one(name)):
                     target = self.local / name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     self._files.get_file(path, str(target))
@@ -70,7 +75,7 @@ class Double:
 
     def push(self) -> None:
         """Store what is new or has changed, in the order in which it was written: what names a file comes after it."""
-        with _explained(self.url):
+        with explained(self.url):
             for name, state in sorted(self._changed(), key=lambda each: each[1]):
                 self._files.put_file(str(self.local / name), f"{self._root}/{name}")
                 self._pushed[name] = state
@@ -90,29 +95,45 @@ def _is_doubled(path: PurePosixPath) -> bool:
     return path.parts[:1] != ("cache",) and "checkpoints" not in path.parts
 
 
+def _is_of_one(name: str) -> bool:
+    return any(PurePosixPath(name).match(pattern) for pattern in OF_ONE)
+
+
 def _state(path: Path) -> tuple[int, int]:
     about = path.stat()
     return about.st_mtime_ns, about.st_size
 
 
 @contextlib.contextmanager
-def _explained(url: str) -> Iterator[None]:
-    """Say of which URL an error is; what stores raise has no common class but OSError."""
+def explained(url: str, *expected: type[Exception]) -> Iterator[None]:
+    """Say of which URL an error is, but for those that are expected.
+
+    Raises:
+        UserError: whatever else was raised; what the clients of stores raise has no common class.
+    """
     try:
         yield
-    except OSError as error:
+    except (UserError, *expected):
+        raise
+    except Exception as error:
+        why = textwrap.shorten(str(error), 300) or type(error).__name__
         raise UserError(
-            f"{url} cannot be read or written ({error}); check the name, the rights and the network"
+            f"{url} cannot be read or written ({why}); check the name, the rights, the keys and the network"
         ) from error
 
 
 @contextlib.contextmanager
 def doubled(url: str) -> Iterator[Path]:
-    """Yield a local directory that begins with what the store has; what is new is stored by `push` and at the end."""
+    """Yield a local directory that begins with what the store has; what is new is stored by `push` and at the end.
+
+    Processes that join a run as its second or later ones leave out what the first alone needs.
+    """
+    from fiat_jax.distributed import joins_as_another
+
     double = Double(url)
     _doubles[double.local] = double
     try:
-        double.pull()
+        double.pull(everything=not joins_as_another())
         yield double.local
     finally:
         try:
@@ -154,7 +175,7 @@ def fetched(path: str | Path) -> Path:
 @functools.cache  # what a process reads twice is the same
 def _fetched(url: str) -> Path:
     files, root = open_store(url)
-    with _explained(url):
+    with explained(url):
         files.invalidate_cache()
         held = {name.removeprefix(root).lstrip("/"): files.ukey(name) for name in files.find(root)}
         if not held:

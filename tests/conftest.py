@@ -36,6 +36,7 @@ LONG = {
     *("test_esnli.py", "test_matrix.py", "test_multihost.py", "test_pair.py", "test_faults.py", "test_processes.py"),
     *("test_engine.py", "test_meshes.py", "test_resume.py", "test_run.py", "test_hosts.py", "test_new_task.py"),
     *("test_slurm.py", "test_step.py", "test_endings.py", "test_end_to_end.py", "test_end_to_end_t5.py"),
+    *("test_other_layouts.py", "test_random_kills.py"),
 }
 
 

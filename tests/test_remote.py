@@ -9,6 +9,7 @@ import pytest
 from support.world import SETTINGS
 
 from fiat_jax import remote
+from fiat_jax.checkpoint import StoredCheckpoints
 from fiat_jax.cli import main
 from fiat_jax.errors import UserError
 from fiat_jax.remote import doubled, fetched, push, url_of
@@ -57,6 +58,42 @@ def test_what_cannot_be_fetched_is_named(store, url, words):
         fetched(url)
 
 
+@pytest.fixture
+def unreachable(monkeypatch, tmp_path):
+    """An S3 at a port where nobody listens, and no keys; nothing of other tests' connections is used."""
+    s3fs = pytest.importorskip("s3fs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("keys", [False, True])
+def test_a_store_without_keys_or_out_of_reach_is_one_clear_error(unreachable, keys, monkeypatch, capsys, tmp_path):
+    if keys:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.chdir(tmp_path)
+    why = "127.0.0.1:9" if keys else "credentials"
+    for arguments in (
+        ["train", "--workdir=s3://bucket/run"],
+        ["train", "--workdir=run", "--gin_file=s3://bucket/task.gin"],
+        ["reason", "verify", "--store=s3://bucket/store"],
+    ):
+        assert main(arguments) == 2
+        told = capsys.readouterr().err
+        assert "s3://bucket/" in told
+        assert why in told
+        assert told.count("\n") == 1, told
+    for act in (StoredCheckpoints("s3://bucket/run/checkpoints/latest").latest, lambda: fetched("s3://bucket/model")):
+        with pytest.raises(UserError, match=f"s3://bucket/.*{why}"):
+            act()
+
+
 def test_what_is_written_is_pushed_and_is_there_again(store):
     with doubled("memory://bucket/runs/one") as first:
         (first / "cells").mkdir()
@@ -69,6 +106,24 @@ def test_what_is_written_is_pushed_and_is_there_again(store):
     assert url_of(first) is None
     with doubled("memory://bucket/runs/one") as second:
         assert {path.name: path.read_text() for path in second.rglob("*.json")} == {"a.json": "1", "results.json": "2"}
+
+
+def test_other_processes_of_a_run_fetch_what_they_read_and_no_weights(store, monkeypatch):
+    names = ("cells/a.json", "predictions/a.jsonl", "cells/a/train_log.jsonl", "cells/a/bundle/adapter/w.safetensors")
+    store.pipe({f"memory://bucket/run/{name}": b"1" for name in names})
+
+    def held():
+        with doubled("memory://bucket/run") as local:
+            return {path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()}
+
+    monkeypatch.setenv("FIAT_COORDINATOR", "host:9")
+    monkeypatch.setenv("FIAT_PROCESS_ID", "0")
+    assert held() == set(names)
+    monkeypatch.setenv("FIAT_PROCESS_ID", "3")
+    assert held() == set(names[:2])
+    monkeypatch.delenv("FIAT_COORDINATOR")  # a shard, which is a run of its own
+    assert held() == set(names)
+    assert all(store.exists(f"memory://bucket/run/{name}") for name in names)
 
 
 def test_only_what_has_changed_is_pushed_and_what_names_it_comes_after_it(store, monkeypatch):

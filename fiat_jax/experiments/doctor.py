@@ -253,7 +253,7 @@ def _read(path: str) -> str | None:
 
 
 def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):  # where it could not be written it is not there
+    with contextlib.suppress(Exception):  # where it could not be written it is not there, and stores raise anything
         if is_remote(path):
             files, name = open_store(path)
             files.rm_file(name)

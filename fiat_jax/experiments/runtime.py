@@ -13,14 +13,20 @@ import jax
 
 from fiat_jax.distributed import initialize, is_main
 from fiat_jax.errors import UserError
+from fiat_jax.training.watch import watched
 
 CACHE_VARIABLE = "FIAT_COMPILATION_CACHE"
 PACKAGES = ("fiat-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn")
 
 
-def start() -> None:
-    """Join the run's processes and turn on the compilation cache on disk (FIAT_COMPILATION_CACHE says where)."""
+def start(until_end: contextlib.ExitStack | None = None) -> None:
+    """Join the run's processes and turn on the compilation cache on disk (FIAT_COMPILATION_CACHE says where).
+
+    The processes watch each other until `until_end` is closed.
+    """
     initialize()
+    if until_end is not None:
+        until_end.enter_context(watched("the run"))
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fiat_jax" / "compiled"
     jax.config.update("jax_compilation_cache_dir", os.environ.get(CACHE_VARIABLE, str(default)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -12,10 +12,7 @@ import threading
 from collections.abc import Iterator
 from typing import BinaryIO
 
-import fsspec
-import fsspec.core
-
-from fiat_jax.errors import UserError
+from fiat_jax.remote import explained, open_store
 from fiat_jax.store.record import Record, encode_line
 
 FLUSH_SECONDS = 5.0
@@ -27,16 +24,15 @@ class ObjectShelf:
     """The files of a store under a URL: SET/provenance.json and SET/parts/*.jsonl."""
 
     def __init__(self, url: str):
-        try:
-            self._files, self._root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:  # a protocol without its package, and one that does not exist
-            raise UserError(f"{url}: {error}") from None
+        self._url = url
+        self._files, self._root = open_store(url)
 
     def sets(self) -> list[str]:
         return sorted(path.split("/")[-2] for path in self._find(self._root) if path.endswith("/provenance.json"))
 
     def read(self, name: str) -> bytes:
-        return self._files.cat_file(f"{self._root}/{name}")
+        with explained(f"{self._url}/{name}", FileNotFoundError):
+            return self._files.cat_file(f"{self._root}/{name}")
 
     def folders(self) -> list[str]:
         """The names of all sets that hold records, also of those whose provenance is lost."""
@@ -46,16 +42,19 @@ class ObjectShelf:
         """(name, file) of every part."""
         paths = [path for path in self._find(f"{self._root}/{set_key}/parts") if path.endswith(".jsonl")]
         for start in range(0, len(paths), READ_AT_ONCE):
-            some = self._files.cat(paths[start : start + READ_AT_ONCE])  # one call: reads them at once
+            with explained(f"{self._url}/{set_key}"):
+                some = self._files.cat(paths[start : start + READ_AT_ONCE])  # one call: reads them at once
             for path, data in sorted(some.items()):
                 yield f"{set_key}/parts/{path.split('/')[-1]}", io.BytesIO(data)
 
     def write_once(self, name: str, data: bytes) -> None:
-        with contextlib.suppress(FileExistsError):  # names stand for contents: what is there is the same
+        # names stand for contents: what is there is the same
+        with contextlib.suppress(FileExistsError), explained(f"{self._url}/{name}", FileExistsError):
             self._files.pipe_file(f"{self._root}/{name}", data, mode="create")
 
     def write(self, name: str, data: bytes) -> None:
-        self._files.pipe_file(f"{self._root}/{name}", data)
+        with explained(f"{self._url}/{name}"):
+            self._files.pipe_file(f"{self._root}/{name}", data)
 
     def writer(self, set_key: str) -> "PartWriter":
         return PartWriter(self, set_key)
@@ -64,8 +63,9 @@ class ObjectShelf:
         return 0  # parts are whole or absent
 
     def _find(self, path: str) -> list[str]:
-        self._files.invalidate_cache()
-        return sorted(self._files.find(path))
+        with explained(self._url):
+            self._files.invalidate_cache()
+            return sorted(self._files.find(path))
 
 
 class PartWriter:

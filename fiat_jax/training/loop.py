@@ -22,9 +22,9 @@ from fiat_jax.training.goodput import Goodput, goodput
 from fiat_jax.training.interrupt import Signals
 from fiat_jax.training.log import Listener, TrainLog
 from fiat_jax.training.optimizer import averaged
-from fiat_jax.training.program import batch_sharding, jit_step
+from fiat_jax.training.program import abstract_state, batch_sharding, jit_step
 from fiat_jax.training.step import TrainState
-from fiat_jax.training.watch import Watch
+from fiat_jax.training.watch import stepping
 
 # trained parameters → metric → value; the loop does not know what is measured
 Evaluator = Callable[[Any], Mapping[str, float]]
@@ -130,7 +130,8 @@ def train(
     with contextlib.ExitStack() as stack:
         for what in (run, begun, account):
             stack.enter_context(contextlib.closing(what))
-        signals, watch = stack.enter_context(Signals()), stack.enter_context(Watch("training"))
+        signals, watch = stack.enter_context(Signals()), stack.enter_context(stepping("training"))
+        watch.begin(step)
         while not history.stale(config.patience):
             if step in evaluate_at and not history.evaluated(step):
                 log.flush()
@@ -194,15 +195,15 @@ class _Run:
         # two: a kill may come after a better one is saved, and before the history that calls it so
         self._best = open_checkpoints(workdir / "checkpoints" / "best", keep=2)
         self._saved = -1
-        self._batch_sharding = batch_sharding(model)
-        optimizer = config.optimizer.build(num_steps)
-        self.step = jit_step(model, config, optimizer)
-        self.state = self._initial(model, optimizer)
+        self._model, self._batch_sharding = model, batch_sharding(model)
+        self._optimizer = config.optimizer.build(num_steps)
+        self.step = jit_step(model, config, self._optimizer)
+        self.state: TrainState
 
-    def _initial(self, model: Model, optimizer) -> TrainState:
+    def _initial(self) -> TrainState:
         # Copied, because the step is given its state to overwrite, and the model may be trained again.
-        trainable = jax.tree.map(jnp.copy, model.trainable)
-        opt_state = optimizer.init(trainable)
+        model, trainable = self._model, jax.tree.map(jnp.copy, self._model.trainable)
+        opt_state = self._optimizer.init(trainable)
         whole = NamedSharding(model.mesh, PartitionSpec())
         place = lambda x: x if len(x.sharding.device_set) == model.mesh.size else jax.device_put(x, whole)  # noqa: E731
         return TrainState(jax.device_put(jnp.int32(0), whole), trainable, jax.tree.map(place, opt_state))
@@ -230,13 +231,15 @@ class _Run:
 
     def save_best(self, step: int) -> None:
         """Save what was evaluated, alone."""
+        self._latest.wait()  # barriers between processes have one name in all of Orbax's managers: one save at a time
         self._best.save(step, self.evaluated, {"run": self._facts})
 
     def restore(self, history: History) -> tuple[int, History]:
-        """Take up the newest checkpoint, if there is one; return its step and history."""
+        """Take up the newest checkpoint, or begin where there is none; return its step and history."""
         step = self._latest.latest()
         if step is None:
             self._best.delete_after(-1)
+            self.state = self._initial()
             return 0, history
         facts = self._latest.facts(step)
         differ = [_difference(k, facts["run"].get(k), v) for k, v in self._facts.items() if facts["run"].get(k) != v]
@@ -245,13 +248,15 @@ class _Run:
                 f"{self.workdir} holds a checkpoint of another run: {'; '.join(differ)}. "
                 "Use another working directory, or remove this one to start anew"
             )
-        self.state, self._saved = self._latest.restore(step, self.state), step
+        like = abstract_state(self._model, self._optimizer)  # shapes, for there is no room for two states
+        self.state, self._saved = self._latest.restore(step, like), step
         history = dataclasses.replace(history, evaluations=tuple(Evaluation(s, m) for s, m in facts["evaluations"]))
         self._best.delete_after(step)
         return step, history
 
     def restore_best(self, step: int) -> Any:
         """Return the trained parameters of the best evaluation."""
+        self._latest.wait()
         return self._best.restore(step, self.state.trainable)
 
     def close(self) -> None:

@@ -5,12 +5,10 @@ thread of each process says on a common board, every few seconds, how far it has
 """
 
 import contextlib
-import ctypes
 import faulthandler
 import logging
 import math
 import os
-import signal
 import socket
 import sys
 import threading
@@ -18,18 +16,19 @@ import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
-import jax
-
-from fiat_jax.distributed import Board, board
+from fiat_jax.distributed import Board, board, on_abort, place
 from fiat_jax.errors import LOST, UserError
 
 log = logging.getLogger(__name__)
 
 EVERY = 3.0  # seconds between two words of a process
 SILENT = 20.0  # seconds without a word after which a process counts as lost
+PATIENT = 40.0  # the same outside steps: an import or a parser may hold Python's lock for long
 STUCK = 600.0  # seconds that a step may take; compilation, evaluation and saving are not counted
 LEFT = "left"
 STUCK_VARIABLE = "FIAT_STUCK_SECONDS"
+
+_running: "Watch | None" = None  # the watch that lasts as long as the process's work
 
 
 class Watch:
@@ -39,6 +38,8 @@ class Watch:
     told on stderr which, on which host, and at which step, all threads' stacks are dumped, and the process ends with
     status 69: not through an exception, because its main thread may be inside a collective that never returns. Who
     leaves the context without an exception is not missed by the others.
+
+    Time in which this thread itself could not run (Python's lock was held, the machine slept) is no silence of others.
     """
 
     def __init__(
@@ -51,13 +52,21 @@ class Watch:
         stuck: float | None = None,
         end: Callable[[int], None] = os._exit,
     ):
-        self._what, self._board = what, common if common is not None else board()
-        self._every, self._silent, self._end = every, silent, end
+        self.what, self.silent = what, silent
+        self._board = common if common is not None else board()
+        self._every, self._end = every, end
         self._stuck = float(os.environ.get(STUCK_VARIABLE, STUCK)) if stuck is None else stuck
         self._step, self._moved = -1, math.inf
         self._over = threading.Event()
+        self._heard: dict[int, tuple[str, float]] = {}  # process → its last word, and when that was first read
+        self._awake = 0.0  # seconds in which this watch's thread ran
+        self._asked = False  # whether a failure was already waited for
         self._aborts = contextlib.ExitStack()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def begin(self, step: int) -> None:
+        """Note from which step a run goes on; the time until the first one is not counted."""
+        self._step, self._moved = step, math.inf
 
     def reached(self, step: int) -> None:
         """Note that this process has come to a step, and has begun the next one."""
@@ -69,19 +78,12 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         if self._board is not None:
-            self._aborts.enter_context(_on_abort(self._aborted))
+            self._aborts.enter_context(on_abort(self._aborted))
         self._thread.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if (
-            isinstance(error, (RuntimeError, ValueError))
-            and not isinstance(error, UserError)
-            and self._board is not None
-        ):
-            # A collective that failed: most likely another process is lost. The thread finds out which, and ends us.
-            log.error("%s: step %d failed: %s", self._what, self._step, error)
-            self._thread.join(2 * self._silent)
+        self.failed(error)
         self._over.set()
         self._thread.join()
         if error is None and self._board is not None:
@@ -89,16 +91,32 @@ class Watch:
                 self._board.say(LEFT)
         self._aborts.close()
 
+    def failed(self, error: BaseException | None) -> None:
+        """Where a collective failed, most likely another process is lost: let the thread find out which, and end us."""
+        if not isinstance(error, (RuntimeError, ValueError)) or isinstance(error, UserError):
+            return
+        if self._board is not None and not self._asked:
+            self._asked = True
+            log.error("%s failed: %s", self._where(), error)
+            self._thread.join(2 * self.silent)
+
     def _aborted(self) -> None:
-        self._lose("process 0 is lost, which keeps JAX's coordination service, or that service says that another is")
+        late = [f"{told} {ago:.0f} s ago" for told, ago in self._ago() if ago > 2 * self._every]
+        why = "process 0 is lost, which keeps JAX's coordination service, or that service says that another is"
+        self._lose(f"{why} ({'; '.join(late)})" if late else why)
+
+    def _ago(self) -> list[tuple[str, float]]:
+        """Return what was last heard of each process, and how many seconds ago."""
+        heard = sorted(self._heard.items())
+        return [(_told(process, word), self._awake - since) for process, (word, since) in heard]
 
     def _run(self) -> None:
         """Say and read until the context is left."""
-        heard: dict[int, tuple[str, float]] = {}  # process → its last word, and when that was first read
-        count = 0
+        count, last = 0, time.monotonic()
         while not self._over.wait(self._every if count else 0):
             count += 1
             now = time.monotonic()
+            self._awake, last = self._awake + min(now - last, 2 * self._every), now
             if self._board is not None:
                 try:
                     self._board.say(f"{count} {self._step} {socket.gethostname()}")
@@ -107,20 +125,21 @@ class Watch:
                     return self._lose(f"process 0 is lost, whose board nobody can read any more ({error})")
                 for process, word in words.items():
                     if word == LEFT:
-                        heard.pop(process, None)
-                    elif process not in heard or heard[process][0] != word:
-                        heard[process] = word, now
-                silent = {process: word for process, (word, since) in heard.items() if now - since > self._silent}
+                        self._heard.pop(process, None)
+                    elif process not in self._heard or self._heard[process][0] != word:
+                        self._heard[process] = word, self._awake
+                silent = [told for told, ago in self._ago() if ago > self.silent]
                 if silent and not self._over.is_set():
-                    return self._lose(
-                        "; ".join(_told(process, word) for process, word in silent.items()) + " is silent"
-                    )
+                    return self._lose("; ".join(silent) + " is silent")
             if now - self._moved > self._stuck and not self._over.is_set():
-                where = "; ".join(_told(process, word) for process, (word, _) in sorted(heard.items()))
-                return self._lose(f"no step for {now - self._moved:.0f} s{': ' if where else ''}{where}")
+                all_said = "; ".join(told for told, _ in self._ago())
+                return self._lose(f"no step for {now - self._moved:.0f} s{': ' if all_said else ''}{all_said}")
+
+    def _where(self) -> str:
+        return f"{self.what}, {f'step {self._step}' if self._step >= 0 else 'outside steps'}"
 
     def _lose(self, why: str) -> None:
-        told = f"{self._what}, step {self._step}, process {jax.process_index()} on {socket.gethostname()}: {why}."
+        told = f"{self._where()}, process {place()[0]} on {socket.gethostname()}: {why}."
         sys.stderr.write(
             f"{told} This process ends; start all of them again, and they go on from the last checkpoint.\n"
         )
@@ -130,22 +149,40 @@ class Watch:
 
 
 @contextlib.contextmanager
-def _on_abort(call: Callable[[], None]) -> Iterator[None]:
-    """While in context, call this where the process is about to abort.
+def watched(what: str) -> Iterator[None]:
+    """Let the processes of a run watch each other as long as all that they do in context; nothing where there is one.
 
-    JAX's client aborts as soon as its coordination service is gone. Python's own handlers run in the main thread alone,
-    which may be inside a collective; this one runs in the thread that aborts, which is one of JAX's.
+    Raises whatever is raised in context, after the others had the time to be found lost.
     """
-    install = ctypes.CDLL(None).signal
-    install.argtypes, install.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: call())
-    before = install(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
-    try:
+    global _running
+    if place()[1] == 1:
         yield
-    finally:
-        install(signal.SIGABRT, before)
+        return
+    with Watch(what, silent=PATIENT) as _running:
+        try:
+            yield
+        finally:
+            _running = None
+
+
+@contextlib.contextmanager
+def stepping(what: str) -> Iterator[Watch]:
+    """Yield the watch to tell of steps: that of the whole process, which has less patience meanwhile, or a new one."""
+    if _running is None:
+        with Watch(what) as watch:
+            yield watch
+        return
+    watch, before = _running, (_running.what, _running.silent)
+    watch.what, watch.silent = what, SILENT
+    try:
+        yield watch
+    except BaseException as error:  # its step and name are kept for what is told of it
+        watch.failed(error)
+        raise
+    watch.what, watch.silent = before
+    watch.begin(-1)
 
 
 def _told(process: int, word: str) -> str:
     _, step, host = word.split(" ", 2)
-    return f"process {process} on {host}, last heard of at step {step},"
+    return f"process {process} on {host}, last heard of {f'at step {step}' if int(step) >= 0 else 'outside steps'},"

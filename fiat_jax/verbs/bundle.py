@@ -36,7 +36,7 @@ def _bundle(args, bindings):
 def evaluate(args, bindings) -> int:
     """Score a bundle on a split."""
     bundle, mesh, reasoning = _bundle(args, bindings)
-    console, splits = start(), answers.read_splits(args.data)
+    console, splits = start(args), answers.read_splits(args.data)
     split = answers.choose_split(args.split, splits)
     text = sections.as_gin(bundle.task, bundle.prompts, bundle.model, reasoning or bundle.reasoning, mesh)
     with runtime.recorded(args.workdir, text):
@@ -48,7 +48,7 @@ def predict(args, bindings) -> int:
     """Answer the rows of a file."""
     _check_output(args.out, args.source)
     bundle, mesh, reasoning = _bundle(args, bindings)
-    answers.predict(bundle, args.source, reasoning, mesh, args.out, start())
+    answers.predict(bundle, args.source, reasoning, mesh, args.out, start(args))
     return 0
 
 
@@ -58,7 +58,7 @@ def export(args, bindings) -> int:
 
     _check_folder(args.out)
     bundle, mesh, _ = _bundle(args, bindings)
-    write(bundle, args.format, args.out, mesh, start())
+    write(bundle, args.format, args.out, mesh, start(args))
     return 0
 
 
@@ -84,6 +84,6 @@ def serve(args, bindings) -> int:
         tau=config.build(sections.Endpoint, "tau") if config.binds("Endpoint", "tau") else None,
         mesh=config.build(sections.MeshConfig),
     )
-    runtime.start()
+    runtime.start(args.until_end)
     run(asked, open_console())
     return 0

@@ -12,12 +12,12 @@ def open_console(quiet: bool = False):
     return Console(soft_wrap=not sys.stdout.isatty(), quiet=quiet)
 
 
-def start():
-    """Join the run's other processes; return the console, on which process 0 speaks for all."""
+def start(args: argparse.Namespace):
+    """Join the run's other processes until the verb ends; return the console, on which process 0 speaks for all."""
     from fiat_jax.distributed import is_main
     from fiat_jax.experiments import runtime
 
-    runtime.start()
+    runtime.start(args.until_end)
     return open_console(quiet=not is_main())
 
 

@@ -64,7 +64,7 @@ def prompt_score(args, bindings) -> int:
         raise UserError(f"--rows {args.rows}: candidates are compared on two rows or more")
     console, look = open_console(), config.build(sections.PromptLook)
     task = for_scoring(look.task, args.split, look.training_splits)
-    runtime.start()
+    runtime.start(args.until_end)
     run = dataclasses.replace(config.build(sections.Run), task=task)
     jobs = [_job(args, config, dataclasses.replace(run.prompts, file=file), task, args.split) for file in args.files]
     jobs = [dataclasses.replace(job, every_row=job.every_row[: args.rows]) for job in jobs]
@@ -87,7 +87,7 @@ def prompt_draft(args, bindings) -> int:
     if args.out.exists():
         raise UserError(f"--out={args.out} is there already; what a person has reviewed is not overwritten")
     if args.backend == "native":
-        runtime.start()
+        runtime.start(args.until_end)
     job = _job(args, config, look.prompts, look.task, args.split)
     rows = chosen_rows(job.every_row, look.task.id_field, args.rows.split(","), args.split)
     draft_exemplars(job, rows, args.out, open_console())

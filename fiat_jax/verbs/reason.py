@@ -28,6 +28,8 @@ def reason(args, bindings) -> int:
     if args.engine == "ray":
         return _reason_on_ray(args, config)
     shard = Shard.parse(args.shard) if args.shard else EVERYTHING
+    if args.backend == "native":
+        runtime.start(args.until_end)
     job, _ = _job(args.backend, config, config.build(sections.Reason), shard)
     console = open_console()
     if args.batch_out:
@@ -59,7 +61,6 @@ def _job(backend: str, config, reason, shard, scope: str = ""):
     if backend == "openai":
         endpoint = config.build(sections.Endpoint, scope)
         return asking.endpoint_job(reason, endpoint, shard), endpoint
-    runtime.start()
     native = config.build(sections.Native, scope)
     return asking.engine_job(reason, native, config.build(sections.MeshConfig, scope), shard), native
 
@@ -71,6 +72,8 @@ def reason_compare(args, bindings) -> int:
 
     config = settings(args, bindings, scopes=(OTHER,))
     reason, sides = config.build(sections.Reason), []
+    if "native" in (args.backend, args.other):
+        runtime.start(args.until_end)
     for backend, scope in ((args.backend, ""), (args.other, OTHER)):
         own = reason if backend == "openai" else dataclasses.replace(reason, tokenizer="")  # an engine has its own
         sides.append(_job(backend, config, own, EVERYTHING, scope))

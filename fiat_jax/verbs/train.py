@@ -15,7 +15,7 @@ def train(args, bindings) -> int:
     if mixture.rates:
         return _train_mixture(args, mixture, {part: config.build(sections.Run, part) for part in mixture.rates})
     run = _run(config)
-    console = start()
+    console = start(args)
     if args.dry_run:
         console.print(sections.as_gin(run), highlight=False, markup=False)
         dry_run(run, console)
@@ -34,7 +34,7 @@ def _run(config):
 def _train_mixture(args, mixture, parts) -> int:
     from fiat_jax.experiments.mixture import run_mixture
 
-    console, text = start(), sections.mixture_as_gin(mixture, parts)
+    console, text = start(args), sections.mixture_as_gin(mixture, parts)
     if args.dry_run:
         console.print(text, highlight=False, markup=False)
         for part, run in parts.items():
@@ -53,7 +53,7 @@ def experiment(args, bindings) -> int:
         raise UserError("Mixture.rates is for `fiat train`; an experiment compares paradigms on one task")
     experiment = config.build(sections.Experiment, run=_run(config))
     shard = Shard.parse(args.shard) if args.shard else EVERYTHING
-    console = start()
+    console = start(args)
     if args.dry_run:
         console.print(sections.as_gin(experiment), highlight=False, markup=False)
         dry_run(runs_of(experiment.run, experiment.paradigms), console, experiment.sizes)

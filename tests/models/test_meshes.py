@@ -2,18 +2,16 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from support.kinds import KINDS, Kind
 from support.louder import louder
-from support.tiny_run import LORA, TINY
+from support.tiny_run import LORA
 
 from fiat_jax.data.batches import TrainBatches
 from fiat_jax.data.examples import Example, Examples
-from fiat_jax.data.layout import DecoderLayout, EncoderDecoderLayout
-from fiat_jax.models.config import EncoderDecoderConfig
 from fiat_jax.models.families import FAMILIES
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import Model, random_model
@@ -31,35 +29,6 @@ MESHES = {
     EXPERTS: MeshConfig(1, 2, 2, expert=2),
 }
 PLAIN = [mesh for mesh in MESHES if mesh not in (SLICES, EXPERTS)]
-DECODER = dataclasses.replace(TINY, tied_head=False)
-
-
-class Kind(NamedTuple):
-    """A kind of model: its configuration, its architecture's name, and how its batches are laid out.
-
-    `loud` is how much larger than fresh ones its weights are: much more, and rounding errors grow beyond the tolerance.
-    """
-
-    config: Any
-    architecture: str
-    layout: Any
-    loud: float = 3.0
-
-
-KINDS = {
-    "decoder": Kind(DECODER, "LlamaForCausalLM", DecoderLayout),
-    "experts": Kind(
-        dataclasses.replace(DECODER, num_experts=4, experts_per_token=2), "MixtralForCausalLM", DecoderLayout
-    ),
-    "encoder-decoder": Kind(
-        EncoderDecoderConfig(
-            vocab_size=48, width=16, num_layers=2, num_decoder_layers=2, num_heads=4, head_dim=8, mlp_width=32
-        ),
-        "T5ForConditionalGeneration",
-        functools.partial(EncoderDecoderLayout, start_id=0),
-        loud=2.0,
-    ),
-}
 TUNINGS = {"LoRA": LORA, "all weights": None}
 
 

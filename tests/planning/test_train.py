@@ -19,7 +19,7 @@ from fiat_jax.planning.train import TrainPlan, batches_of, expert_trips, plan_tr
 from fiat_jax.planning.useful import useful
 from fiat_jax.sharding import MeshConfig
 from fiat_jax.training.config import TrainConfig
-from fiat_jax.training.loop import _Run
+from fiat_jax.training.loop import History, _Run
 from fiat_jax.training.optimizer import OptimizerConfig
 from fiat_jax.training.program import abstract_batch, abstract_state
 
@@ -80,6 +80,7 @@ def test_the_planned_state_is_the_one_that_the_loop_begins_with(directory, tmp_p
     with jax.set_mesh(mesh):
         made = random_model(config, mesh, lora=lora, family=family)
         run = _Run(made, train, 10, tmp_path, {})
+        run.restore(History("none"))
         shapes = abstract_model(config, mesh, lora=lora, family=family)
         planned = abstract_state(shapes, train.optimizer.build(10))
     run.close()

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 
 from fiat_jax.data.batches import TrainBatches
 from fiat_jax.data.examples import Example, Examples
+from fiat_jax.data.layout import DecoderLayout
 from fiat_jax.distributed import initialize
 from fiat_jax.errors import Interrupted
 from fiat_jax.models.config import DecoderConfig
@@ -24,6 +26,7 @@ from fiat_jax.sharding import MeshConfig
 from fiat_jax.training.config import TrainConfig
 from fiat_jax.training.loop import train
 from fiat_jax.training.optimizer import OptimizerConfig
+from fiat_jax.training.watch import watched
 
 TINY = DecoderConfig(
     vocab_size=48,
@@ -84,14 +87,17 @@ class Watched:
         return self.batches.row_ids(step)
 
 
-def tiny_batches(config: TrainConfig = CONFIG, at_step=lambda step: None, count: int = 128) -> Watched:
+def tiny_batches(
+    config: TrainConfig = CONFIG, at_step=lambda step: None, count: int = 128, layout=DecoderLayout
+) -> Watched:
     """The batches of the tiny examples."""
-    return Watched(TrainBatches(tiny_examples(count), config.row_length, config.batch_rows, config.seed), at_step)
+    examples = tiny_examples(count)
+    return Watched(TrainBatches(examples, config.row_length, config.batch_rows, config.seed, layout), at_step)
 
 
-def likelihood(model: Model, at_evaluation=lambda: None):
+def likelihood(model: Model, at_evaluation=lambda: None, layout=DecoderLayout):
     """An evaluator: the mean log-likelihood of a few examples' targets."""
-    batch = TrainBatches(tiny_examples(16, seed=1), CONFIG.row_length, CONFIG.batch_rows, 0).batch(0)
+    batch = TrainBatches(tiny_examples(16, seed=1), CONFIG.row_length, CONFIG.batch_rows, 0, layout).batch(0)
     loss = jax.jit(model.loss)
 
     def evaluate(trainable):
@@ -107,7 +113,8 @@ def main() -> int:
     parser.add_argument("workdir", help="a directory, or one in an object store")
     parser.add_argument("--kill_at", type=int, default=-1, help="SIGKILL before this step")
     parser.add_argument("--kill_evaluation", type=int, default=-1, help="SIGKILL in this evaluation of the process")
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds before every step")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds before every step and evaluation")
+    parser.add_argument("--checkpoint_every", type=int, default=CONFIG.checkpoint_every)
     args = parser.parse_args()
     initialize()
     evaluations = iter(range(1000))
@@ -118,15 +125,19 @@ def main() -> int:
 
     mesh = MeshConfig()
     where = doubled(args.workdir) if is_remote(args.workdir) else contextlib.nullcontext(Path(args.workdir))
-    with where as workdir, jax.set_mesh(mesh.build()):
+    with where as workdir, watched("the run"), jax.set_mesh(mesh.build()):
         model = tiny_model(mesh)
-        evaluate = likelihood(model, lambda: die_if(next(evaluations) == args.kill_evaluation))
+        evaluate = likelihood(
+            model, lambda: die_if(next(evaluations) == args.kill_evaluation) or time.sleep(args.pause)
+        )
         batches = tiny_batches(at_step=lambda step: die_if(step == args.kill_at) or time.sleep(args.pause))
         try:
-            done = train(model, batches, CONFIG, workdir, evaluate=evaluate, select="likelihood")
+            config = dataclasses.replace(CONFIG, checkpoint_every=args.checkpoint_every)
+            done = train(model, batches, config, workdir, evaluate=evaluate, select="likelihood")
         except Interrupted:
             return 75
-    print("best", done.history.best)
+        parameters = hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(done.trainable)))
+    print("best", done.history.best, parameters.hexdigest())
     return 0
 
 

@@ -95,6 +95,16 @@ def test_a_killed_process_is_named_by_the_other_which_ends_and_any_number_go_on(
     np.testing.assert_allclose(losses(workdir), alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_who_waits_in_vain_for_the_others_says_so_and_ends(tmp_path, spawn, index):
+    port = free_port()
+    where = {"FIAT_COORDINATOR": f"127.0.0.1:{port}", "FIAT_NUM_PROCESSES": "2", "FIAT_JOIN_SECONDS": "1"}
+    alone = spawn(tmp_path, FIAT_PROCESS_ID=str(index), **where)
+    told = alone.communicate(timeout=60)[0]
+    assert alone.returncode == LOST, told
+    assert f"cannot join the others of its run (coordinator 127.0.0.1:{port}), of which it is process {index}" in told
+
+
 def test_a_directory_that_hosts_do_not_share_is_noticed_by_all_at_the_start(tmp_path, spawn):
     told = [process.communicate()[0] for process in start(spawn, tmp_path / "here", tmp_path / "there")]
     for text in told:

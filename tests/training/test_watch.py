@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from fiat_jax.errors import LOST
-from fiat_jax.training.watch import LEFT, Watch
+from fiat_jax.training import watch as watch_module
+from fiat_jax.training.watch import LEFT, Watch, stepping, watched
 
 
 class Words:
@@ -116,6 +117,55 @@ def test_a_step_that_takes_too_long_is_named_and_rest_is_not_a_step(ended, capfd
     assert ended.status == LOST
     assert "step 4, process 0" in (told := capfd.readouterr().err)
     assert "no step for 0 s" in told
+
+
+def test_time_in_which_the_watch_itself_could_not_run_is_no_silence_of_others(ended):
+    class Stopping(Words):
+        def say(self, word):
+            super().say(word)
+            if word.startswith("3 "):
+                time.sleep(0.5)  # longer than others may be silent
+
+    board = Stopping(p1="7 41 node-b")
+    with watch(board, ended):
+        time.sleep(0.65)
+        board.words[1] = "8 41 node-b"
+        time.sleep(0.1)
+    assert not ended.called.is_set()
+
+
+def test_steps_are_told_of_to_the_watch_that_lasts_longer(monkeypatch):
+    board = Words()
+    monkeypatch.setattr(watch_module, "place", lambda: (0, 2))
+    monkeypatch.setattr(watch_module, "board", lambda: board)
+    with watched("the run"):
+        with stepping("training") as mine:
+            mine.reached(3)
+        with stepping("training") as again:
+            assert again is mine
+            again.begin(0)
+            assert again.what == "training"
+        assert mine.what == "the run"
+        assert board.words.get(0) != LEFT
+    assert board.words[0] == LEFT
+    with stepping("training") as alone:
+        assert alone is not mine
+
+
+def test_what_fails_while_stepping_keeps_its_name_and_the_others_are_waited_for_once(ended, monkeypatch, capfd):
+    def fail():
+        with watch(Words(p1="7 41 node-b"), ended) as mine:
+            monkeypatch.setattr(watch_module, "_running", mine)
+            with stepping("training"):
+                mine.reached(42)
+                raise jax.errors.JaxRuntimeError("connection reset by peer")
+
+    monkeypatch.setattr(watch_module, "SILENT", 0.3)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        fail()
+    assert ended.status == LOST
+    assert "training, step 42, process 0 on " in (told := capfd.readouterr().err)
+    assert "process 1 on node-b, last heard of at step 41, is silent" in told
 
 
 def test_a_run_that_has_not_begun_to_step_is_not_stuck(ended):
