@@ -12,7 +12,9 @@ import tenacity
 from fiat_jax.errors import UserError
 from fiat_jax.reasoning.backend import Refused, Unavailable
 from fiat_jax.reasoning.pace import Pace
+from fiat_jax.reasoning.streamed import Streamed
 
+EVENTS, LAST_EVENT = "text/event-stream", "[DONE]"
 LONGEST_BACKOFF_SECONDS = 60.0
 
 
@@ -65,18 +67,26 @@ class JsonClient:
         self._client: httpx.AsyncClient | None = None
         self._resume_at = 0.0
 
-    async def request(self, method: str, path: str, body: dict | None = None, *, attempts: int) -> dict:
-        """The JSON object of a successful answer; raises Refused, Unavailable, NotFound or UserError."""
+    async def request(
+        self, method: str, path: str, body: dict | None = None, *, attempts: int, streamed: Streamed | None = None
+    ) -> dict:
+        """The JSON object of a successful answer; raises Refused, Unavailable, NotFound or UserError.
+
+        `streamed` takes the events of an answer that comes as such; once it has begun there is no other attempt.
+        """
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(attempts),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=LONGEST_BACKOFF_SECONDS),
-            retry=tenacity.retry_if_exception_type(_TransientError),
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, _TransientError) and not (streamed and streamed.begun)
+            ),
             reraise=True,
         )
         try:
-            return await retrying(self._attempt, method, path, body)
+            return await retrying(self._attempt, method, path, body, streamed)
         except _TransientError as error:
-            raise Unavailable(f"{error} ({attempts} attempts)") from None
+            tried = "in the middle of its answer" if streamed and streamed.begun else f"{attempts} attempts"
+            raise Unavailable(f"{error} ({tried})") from None
 
     async def close(self) -> None:
         """Close the connections, within the event loop that used them."""
@@ -84,11 +94,11 @@ class JsonClient:
             client, self._client = self._client, None
             await client.aclose()
 
-    async def _attempt(self, method: str, path: str, body: dict | None) -> dict:
+    async def _attempt(self, method: str, path: str, body: dict | None, streamed: Streamed | None) -> dict:
         begun = await self._pace.begin()
         try:
             await self._wait_until_resumed()
-            answer = await self._send(method, path, body)
+            answer = await self._send(method, path, body, streamed)
         except _TransientError as error:
             if error.overload:
                 self._pace.overloaded(begun)
@@ -98,13 +108,19 @@ class JsonClient:
         self._pace.succeeded()
         return answer
 
-    async def _send(self, method: str, path: str, body: dict | None) -> dict:
+    async def _send(self, method: str, path: str, body: dict | None, streamed: Streamed | None) -> dict:
         if self._client is None:  # made here because it belongs to the running loop; `pace` bounds its connections
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
             self._client = httpx.AsyncClient(headers=self._headers, limits=limits, timeout=self._timeout)
         try:
-            async with asyncio.timeout(self._timeout):  # httpx's own limits restart with every byte
-                response = await self._client.request(method, self.url + path, json=body)
+            async with (
+                asyncio.timeout(self._timeout),  # httpx's own limits restart with every byte
+                self._client.stream(method, self.url + path, json=body) as response,
+            ):
+                of_events = response.headers.get("Content-Type", "").startswith(EVENTS)
+                if streamed and response.status_code == 200 and of_events:
+                    return await _take_events(response, streamed)
+                await response.aread()
         except (TimeoutError, httpx.TimeoutException):
             raise _TransientError(f"no answer within {self._timeout:g} s", overload=True) from None
         except httpx.TransportError as error:
@@ -147,6 +163,24 @@ class JsonClient:
     async def _wait_until_resumed(self) -> None:
         while (seconds := self._resume_at - time.monotonic()) > 0:
             await asyncio.sleep(seconds + random.uniform(0, 0.1 * seconds))  # not all at the same instant
+
+
+async def _take_events(response: httpx.Response, streamed: Streamed) -> dict:
+    """Hand on the events of an answer; return all of it."""
+    async for line in response.aiter_lines():
+        name, _, data = line.partition(":")
+        if name != "data" or not data.strip():
+            continue
+        if data.strip() == LAST_EVENT:
+            return streamed.answer()
+        try:
+            event = json.loads(data)
+        except json.JSONDecodeError:
+            raise _TransientError(f"an event that is no JSON: {data[:200]!r}") from None
+        if not isinstance(event, dict) or event.get("error"):
+            raise _TransientError(f"an error in its answer: {data.strip()[:500]}")
+        streamed.take(event)
+    raise _TransientError(f"its answer ended without {LAST_EVENT}")
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,13 +16,12 @@ from fiat_jax.reasoning.cost import Prices
 from fiat_jax.reasoning.http import BadRequest, JsonClient, NotFound
 from fiat_jax.reasoning.options import refused_option, substitute
 from fiat_jax.reasoning.pace import Pace
+from fiat_jax.reasoning.streamed import CONTENT, REASONING, REASONING_SPELLINGS, Streamed, joined
 
 logger = logging.getLogger(__name__)
 CONCURRENCY = 16
 PROMPT = {"model", "messages", "prompt"}  # what a request is about, and no option
 OURS = "fiat-jax"  # who owns the models of a server of this project, by its own list
-CONTENT, REASONING = "content", "reasoning_content"
-REASONING_SPELLINGS = (REASONING, "reasoning")  # the second is what vLLM calls it now
 
 
 @dataclass(frozen=True)
@@ -136,15 +135,26 @@ class OpenAIBackend:
             "dropped": [f"{name} is sent as {new}" if new else name for name, new in sorted(self._instead.items())],
         }
 
-    async def complete(self, prompt: ReasoningPrompt, *, seed: int | None, sample: int) -> Completion:
-        """Send one prompt; samples of a row differ by their seed alone."""
+    async def complete(
+        self, prompt: ReasoningPrompt, *, seed: int | None, sample: int, heard: Callable[[str], None] | None = None
+    ) -> Completion:
+        """Send one prompt; samples of a row differ by their seed alone.
+
+        `heard` is called with pieces of the text as they are written, which together are its beginning, or all of it,
+        and none where the endpoint does not stream; once there was one, the request is not made again.
+        """
         body, again = self.body(prompt, seed), False
+        streamed = heard and Streamed(heard, chat=self._chat, reasoning_first=self._endpoint.reasoning_field != CONTENT)
+        if streamed:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
         await self._hold_prefix(prompt)
         while True:
             sent = {self._instead.get(name, name): value for name, value in body.items()}
             sent.pop("", None)
             try:
-                answer = await self._client.request("POST", self.path, sent, attempts=self._endpoint.attempts)
+                answer = await self._client.request(
+                    "POST", self.path, sent, attempts=self._endpoint.attempts, streamed=streamed
+                )
             except NotFound as error:
                 known = f" It lists {', '.join(self._listed)}." if self._listed else ""
                 raise UserError(f"{error}.{known}{did_you_mean(self._endpoint.model, self._listed)}") from None
@@ -169,7 +179,7 @@ class OpenAIBackend:
     async def _hold_prefix(self, prompt: ReasoningPrompt) -> None:
         """Have what all prompts of an exemplar set begin with read by a server that keeps such texts."""
         ids, send = prompt.prefix_ids, self._endpoint.send
-        if not (self._holds_prefixes and ids and prompt.own_ids) or self._endpoint.api == "chat":
+        if not (self._holds_prefixes and ids and prompt.own_ids) or self._chat:
             return
         if ids not in self._prefixes:
             given = list(map(int, ids)) if send == "ids" else prompt.prefix_text
@@ -190,9 +200,13 @@ class OpenAIBackend:
             logger.warning("%s does not take `%s`, which %s (%s)", self._client.url, option, done, error)
 
     @property
+    def _chat(self) -> bool:
+        return self._endpoint.api == "chat"
+
+    @property
     def path(self) -> str:
         """Where requests go, below the endpoint's URL."""
-        return "/chat/completions" if self._endpoint.api == "chat" else "/completions"
+        return "/chat/completions" if self._chat else "/completions"
 
     def body(self, prompt: ReasoningPrompt, seed: int | None) -> dict[str, object]:
         """Return a request, with all options that are asked for."""
@@ -202,7 +216,7 @@ class OpenAIBackend:
         if seed is not None:
             body["seed"] = seed
         text = prompt.prefix_text + prompt.own_text
-        if self._endpoint.api == "chat":
+        if self._chat:
             told = [{"role": "system", "content": prompt.chat.system}] if prompt.chat and prompt.chat.system else []
             body["messages"] = [*told, {"role": "user", "content": text}]
             if prompt.chat and prompt.chat.variables:
@@ -241,9 +255,9 @@ class OpenAIBackend:
         choices = answer.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
         finish_reason = str(choice.get("finish_reason") or "unknown")
-        message = choice.get("message") if self._endpoint.api == "chat" else choice
+        message = choice.get("message") if self._chat else choice
         message = message if isinstance(message, dict) else {}
-        content = message.get(CONTENT if self._endpoint.api == "chat" else "text")
+        content = message.get(CONTENT if self._chat else "text")
         came = _with_usage(answer, content if isinstance(content, str) else "", finish_reason)
         if finish_reason == "content_filter":
             raise Refused("the endpoint's content filter withheld the answer", REFUSED, came)
@@ -267,8 +281,7 @@ class OpenAIBackend:
             wanted = " or ".join(f"`{name}`" for name in REASONING_SPELLINGS)
             reason = f"the answer has no {wanted}, which Endpoint.reasoning_field declares; it has {names}"
             raise Refused(reason, bucket, came)
-        text = "\n\n".join(part for part in (shown.strip(), came.text.strip()) if part)
-        return replace(came, text=text, hidden_tokens=None)
+        return replace(came, text=joined(shown, came.text), hidden_tokens=None)
 
     def _warn_of_other_reasoning(self, shown: str, text: str) -> None:
         if shown:

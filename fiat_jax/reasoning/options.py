@@ -7,7 +7,10 @@ from fiat_jax.errors import UserError
 
 RENAMED = {"max_tokens": "max_completion_tokens"}  # the same limit by another name
 # what they change is whether a text can be had again, or its price, and not what θ_β was asked
-LEFT_OUT = ("seed", "prompt_cache_key", "prompt_cache_retention", "cache_prompt", "cache_salt")
+LEFT_OUT = (
+    *("seed", "prompt_cache_key", "prompt_cache_retention", "cache_prompt", "cache_salt"),
+    *("stream", "stream_options"),
+)
 SETTINGS = {"stop": "reasoning.stop", "chat_template_kwargs": "reasoning.chat"}
 DECODING = ("temperature", "top_p", "top_k", *RENAMED, *RENAMED.values())
 UNSUPPORTED = re.compile(

@@ -12,8 +12,9 @@ from fiat_jax.errors import UserError
 from fiat_jax.prompts.extract import Reasoning
 from fiat_jax.prompts.fields import Row
 from fiat_jax.prompts.render import ReasoningPrompt, Rendered, Renderer
-from fiat_jax.reasoning.backend import Backend, Refused, Unavailable
+from fiat_jax.reasoning.backend import Refused, Unavailable
 from fiat_jax.reasoning.native import sampling_of
+from fiat_jax.reasoning.openai import OpenAIBackend
 from fiat_jax.serving.choices import Part, Usage
 from fiat_jax.serving.errors import ApiError
 from fiat_jax.serving.streams import Flow
@@ -69,18 +70,28 @@ class LocalReasoner:
 class RemoteReasoner:
     """θ_β behind an endpoint."""
 
-    def __init__(self, backend: Backend):
+    def __init__(self, backend: OpenAIBackend):
         self._backend = backend
 
     async def stream(self, prompt: ReasoningPrompt, seed: int | None, usage: Usage) -> Flow[Piece]:
-        """Yield all that the endpoint writes, at once."""
+        """Yield what the endpoint writes as it comes, or all at once where it does not stream."""
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        asked = asyncio.create_task(self._backend.complete(prompt, seed=seed, sample=0, heard=pieces.put_nowait))
+        asked.add_done_callback(lambda _: pieces.put_nowait(None))
+        told = ""
         try:
-            found = await self._backend.complete(prompt, seed=seed, sample=0)
+            while (piece := await pieces.get()) is not None:
+                told += piece
+                yield Piece(0, piece, 0)
+            found = await asked
         except (Refused, Unavailable, UserError) as error:
             raise ApiError(503, f"the large model did not answer: {error}", retry_after=5) from None
+        finally:
+            asked.cancel()
         usage.prompt += found.prompt_tokens or 0
         usage.completion += found.completion_tokens or 0
-        yield Piece(0, found.text, found.completion_tokens or 0, finish_reason=found.finish_reason)
+        rest = found.text.removeprefix(told)
+        yield Piece(0, rest, found.completion_tokens or 0, finish_reason=found.finish_reason)
 
 
 class Ranker:

@@ -127,6 +127,11 @@ def test_both_models_may_be_behind_urls_and_then_answer_the_same(server, pair, c
             here, there = (one.chat.completions.create(**asked) for one in (client, front.openai()))
             assert there.choices == here.choices
             assert there.model_extra["fiat"]["scores"] == pytest.approx(here.model_extra["fiat"]["scores"], abs=1e-3)
+            chunks = front.openai().chat.completions.create(**asked, stream=True)
+            deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+            told = [piece for delta in deltas if (piece := getattr(delta, "reasoning_content", None))]
+            assert "".join(told) == here.choices[0].message.reasoning_content
+            assert len(told) > 1
 
 
 @pytest.mark.parametrize("policy", ["refuse", "answer"])

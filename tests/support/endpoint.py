@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -16,13 +17,17 @@ def answer():
 
 @dataclass
 class Reply:
-    """`cut` closes the connection in the middle of the body; `seconds` is how long the endpoint thinks."""
+    """`cut` closes the connection in the middle of the body; `seconds` is how long the endpoint thinks.
+
+    `events` are sent in place of the body, each when the iterator gives it; strings as they are, all else as JSON.
+    """
 
     body: object = field(default_factory=answer)
     status: int = 200
     headers: dict = field(default_factory=dict)
     seconds: float = 0.0
     cut: bool = False
+    events: Iterable[object] | None = None
 
 
 @dataclass
@@ -97,6 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             with endpoint.lock:
                 endpoint.at_once -= 1
+        if reply.events is not None:
+            self._send_events(reply.events)
+            return
         data = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
         self.send_response(reply.status)
         for name, value in {"Content-Length": str(len(data)), **reply.headers}.items():
@@ -104,6 +112,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data[: len(data) // 2] if reply.cut else data)
         self.close_connection = reply.cut
+
+    def _send_events(self, events):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        for event in events:
+            self.wfile.write(f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n".encode())
+            self.wfile.flush()
+        self.close_connection = True
 
     def log_message(self, *args):
         pass
