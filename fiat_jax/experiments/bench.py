@@ -11,6 +11,7 @@ from fiat_jax.data.examples import Examples, content_key
 from fiat_jax.errors import UserError
 from fiat_jax.evaluation.scores import check_metrics
 from fiat_jax.experiments.feed import Feed, Reasons, instruction_file, read_reasons
+from fiat_jax.experiments.files import AT
 from fiat_jax.experiments.paradigms import Paradigm, find_paradigms
 from fiat_jax.experiments.spec import Experiment, Prompts, Run
 from fiat_jax.models.checkpoints import open_checkpoint
@@ -37,7 +38,7 @@ class Cell:
     @property
     def system(self) -> str:
         """The paradigm's name, with that of its θ_τ where there are several."""
-        return f"{self.paradigm.name}@{self.tau}" if self.tau else self.paradigm.name
+        return f"{self.paradigm.name}{AT}{self.tau}" if self.tau else self.paradigm.name
 
     @property
     def name(self) -> str:
@@ -188,7 +189,7 @@ class Bench:
             "Run.paradigm, size and seed": repr(cell),
             "Task": repr(dataclasses.replace(run.task, splits={})),
             "Data": repr(dataclasses.replace(run.data, cache="")),
-            "the rows": self._rows_key,
+            "the rows": self.rows_key,
             "the reasoning set": self.reasons_of(paradigm).set_key if paradigm.needs_reasoning else "",
             **self._chosen_reasoning(paradigm),
         }
@@ -205,7 +206,8 @@ class Bench:
         return found
 
     @functools.cached_property
-    def _rows_key(self) -> str:
+    def rows_key(self) -> str:
+        """Hash of the training and report rows."""
         rows = [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in (*self.train_rows, *self.report_rows)]
         return content_key(len(self.train_rows), rows)
 
