@@ -76,8 +76,9 @@ def plan_of(experiment: Experiment) -> Plan:
     paradigms = find_paradigms(experiment.paradigms, experiment.run.own)
     find_paradigm(experiment.against, experiment.run.own)
     plan: Plan = []
+    bench = None
     for tau in experiment.theta_taus or [""]:
-        bench = bench_of(experiment, tau)
+        bench = bench_of(experiment, tau, bench)
         plan += [(bench, cell) for cell in bench.cells(paradigms, experiment.sizes, experiment.seeds)]
     return list({cell.name: (bench, cell) for bench, cell in reversed(plan)}.values())[::-1]  # of θ_β alone once
 
