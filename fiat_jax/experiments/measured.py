@@ -17,7 +17,7 @@ from fiat_jax.experiments.across import Scored, statistics_of
 from fiat_jax.experiments.bench import Bench, Cell
 from fiat_jax.experiments.cells import Done
 from fiat_jax.experiments.feed import unranked
-from fiat_jax.experiments.files import write_json
+from fiat_jax.experiments.files import file_hash, write_json
 from fiat_jax.experiments.runtime import versions
 from fiat_jax.tasks.task import Task
 
@@ -62,14 +62,13 @@ def figures_of(made: Made, against: str, means: Means | None, workdir: Path) -> 
 def _key(made: Made, against: str, means: Means | None) -> str:
     """Return the hash of all that figures depend on: predictions, what is said of them, and how they are measured."""
     bench = made[0][0]
-    code = [path.read_bytes() for path in sorted(Path(evaluation.__file__).parent.glob("*.py"))]
-    code += [Path(file).read_bytes() for file in (across.__file__, __file__)]
+    code = [*sorted(Path(evaluation.__file__).parent.glob("*.py")), across.__file__, __file__]
     cells = [
         (known, one.cell.paradigm.trained, one.facts["predictions_sha256"], one.facts.get("predictions_bare_sha256"))
         for of, one in made
         for known in known_of(of, one)
     ]
-    return content_key(code, versions(), repr((bench.task, against, means, cells)), bench.rows_key)
+    return content_key([*map(file_hash, code)], versions(), repr((bench.task, against, means, cells)), bench.rows_key)
 
 
 def _held(path: Path) -> dict[str, Any]:
