@@ -101,6 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
     verb("train", "tune one model for one paradigm", workdir=True)
     experiment = verb("experiment", "paradigms × training sizes × seeds, and one table", workdir=True)
     experiment.add_argument("--shard", metavar="I/N", help="only this part of the cells, from 0/N; one folder for all")
+    experiment.add_argument("--engine", choices=["ray"], help="make the cells as tasks of a Ray cluster (extra `ray`)")
 
     evaluate = verb("evaluate", "score a trained bundle on a split")
     evaluate.add_argument("bundle", help="working directory of `fiat train`, or a bundle")

@@ -93,6 +93,20 @@ def test_what_was_recorded_makes_the_same_run_which_is_not_run_again(mixed):
     assert (parts["weather"].reasoning.store, parts["riddle"].reasoning.store) == ("reasoning_store", "store-mixed")
 
 
+def test_parts_may_be_read_in_two_ways(mixed):
+    """One part with its reasoning and the other without."""
+    few = ("--gin.Train.epochs=1", "--gin.riddle/Run.paradigm=fiat-no-reasoning")
+    mixed.fiat("train", "--workdir=mixed/two", "--gin_file=mixture.gin", *SETTINGS, SET, *few)
+    cells = {path.stem for path in (mixed.root / "mixed/two/predictions").glob("*.jsonl")}
+    assert cells == {"fiat-mixture-seed0-weather", "fiat-no-reasoning-mixture-seed0-riddle"}
+    config = Config(sections.SECTIONS, ["mixed/two/config.gin"])
+    read = {part: config.build(sections.Run, part).paradigm for part in ("weather", "riddle")}
+    assert read == {"weather": "fiat", "riddle": "fiat-no-reasoning"}
+    mixed.fiat("evaluate", "mixed/two/parts/riddle/bundle", "--workdir=mixed/without")
+    again = read_predictions("mixed/without/predictions/fiat-no-reasoning-validation.jsonl")
+    assert again == read_predictions("mixed/two/predictions/fiat-no-reasoning-mixture-seed0-riddle.jsonl")
+
+
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
@@ -105,6 +119,8 @@ def test_what_was_recorded_makes_the_same_run_which_is_not_run_again(mixed):
         (["--gin.Mixture.files={'sums': 'weather.gin'}"], "sums/Task: 'sums' is no part"),
         (["--gin.Mixture.rates={'weather': 1, 'riddle': 0}"], "each of a rate above 0"),
         (["--gin.Run.paradigm=icl"], "icl trains none"),
+        (["--gin.riddle/Run.paradigm=finetune"], "one trains adapters and one all weights"),
+        (["--gin.riddle/Run.paradigm=fiat-dropout"], "reads every row in one way"),
         (["--gin.Mixture.files={'weather': 'gone.gin'}"], "gone.gin: no such file"),
     ],
 )

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm, t
 
 from fiat_jax.evaluation.statistics import drawn_counts
 
@@ -99,4 +98,6 @@ def _widening(variance: float, of_seeds: float, num_seeds: int) -> float:
     if not variance or not of_seeds:
         return 1.0
     degrees = max(num_seeds - 1.0, variance**2 / (of_seeds**2 / (num_seeds - 1)))
+    from scipy.stats import norm, t  # a second that finished work need not pay
+
     return float(t.ppf(_LEVEL, degrees) / norm.ppf(_LEVEL))

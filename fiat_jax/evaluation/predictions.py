@@ -2,9 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from fiat_jax.errors import UserError
 
@@ -46,6 +48,26 @@ def read_predictions(path: str | Path) -> list[Prediction]:
         raise UserError(f"{path}: no such predictions file; `fiat evaluate` writes it")
     lines = path.read_bytes().split(b"\n")  # str.splitlines would also split at U+2028 inside a text
     return [_parsed(line, f"{path} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+class StoredPredictions(Sequence[Prediction]):
+    """The predictions of a file, read when they are first asked for."""
+
+    def __init__(self, path: str | Path):
+        self._path = path
+
+    @cached_property
+    def _all(self) -> list[Prediction]:
+        return read_predictions(self._path)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._all[index]
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
 
 
 def _parsed(line: bytes, where: str) -> Prediction:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 
 RESAMPLES = 10_000
 _CHUNK_ELEMENTS = 1 << 19  # counts drawn at a time: a few MB, which stay in cache
@@ -74,6 +73,8 @@ def mcnemar_p(right_a: np.ndarray, right_b: np.ndarray) -> float:
     """
     only_a = np.count_nonzero((right_a > 0) & (right_b == 0))
     only_b = np.count_nonzero((right_a == 0) & (right_b > 0))
+    from scipy.stats import binomtest  # a second that finished work need not pay
+
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 

@@ -10,6 +10,7 @@ from fiat_jax.evaluation.calibration import calibration, confidences
 from fiat_jax.evaluation.metrics import find_metrics
 from fiat_jax.evaluation.predictions import Prediction
 from fiat_jax.evaluation.systems import Means, Measured
+from fiat_jax.experiments.files import paradigm_of
 from fiat_jax.tasks.task import Row, Task
 
 OF_A_CELL = ("cell", "seed")  # what cells of one system differ in
@@ -53,7 +54,9 @@ def statistics_of(
             one, other = systems[a], systems[b]
             sized = one[0] if one[0].trained else other[0]
             known = {"a": one[0].known["paradigm"], "b": other[0].known["paradigm"]}
-            known |= {name: sized.known[name] for name in ("theta_tau", "task", "size")}
+            taus = {one[0].known["theta_tau"], other[0].known["theta_tau"]} - {None}
+            known |= {"theta_tau": taus.pop() if len(taus) == 1 else None}
+            known |= {name: sized.known[name] for name in ("task", "size")}
             trained = [(one[i] if one[i].trained else other[j]).known["seed"] for i, j in pairs]
             known |= {"seeds": trained, "split": sized.known["split"]}
             differences += [{**known, **row} for row in measured.differences(a, b)]
@@ -65,14 +68,24 @@ def _shared(cells: Sequence[Scored]) -> dict[str, Any]:
 
 
 def _pairs(systems: Mapping[tuple[Any, ...], Sequence[Scored]], against: str):
-    """Yield `against` and each other paradigm, where both are of one θ_τ and one size, or not trained at all."""
-    for a, (one, *_) in systems.items():
-        for b, (other, *_) in systems.items():
-            if one.known["paradigm"] != against or other.known["paradigm"] == against:
-                continue
-            both = one.trained and other.trained
-            if not both or all(one.known[name] == other.known[name] for name in ("theta_tau", "size")):
-                yield a, b
+    """Yield `against` and each other paradigm of its θ_τ, then each paradigm with the first θ_τ and with another one.
+
+    Both are of one size, or one is not trained.
+    """
+    taus = [found[0].known["theta_tau"] for found in systems.values()]
+    first = next((tau for tau in taus if tau is not None), None)
+    for across in (False, True):
+        for a, (one, *_) in systems.items():
+            for b, (other, *_) in systems.items():
+                ours, theirs = (paradigm_of(each.known["paradigm"]) for each in (one, other))
+                same_tau = one.known["theta_tau"] == other.known["theta_tau"]
+                if one.trained and other.trained and one.known["size"] != other.known["size"]:
+                    continue
+                if across and ours == theirs and one.known["theta_tau"] == first and not same_tau:
+                    yield a, b
+                alone = None in (one.known["theta_tau"], other.known["theta_tau"])  # θ_β answers
+                if not across and ours == against != theirs and (same_tau or alone):
+                    yield a, b
 
 
 def _calibrations(task: Task, cells: Sequence[Scored]):

@@ -11,6 +11,7 @@ from fiat_jax.data.examples import Examples, content_key
 from fiat_jax.errors import UserError
 from fiat_jax.evaluation.scores import check_metrics
 from fiat_jax.experiments.feed import Feed, Reasons, instruction_file, read_reasons
+from fiat_jax.experiments.files import AT
 from fiat_jax.experiments.paradigms import Paradigm, find_paradigms
 from fiat_jax.experiments.spec import Experiment, Prompts, Run
 from fiat_jax.models.checkpoints import open_checkpoint
@@ -37,7 +38,7 @@ class Cell:
     @property
     def system(self) -> str:
         """The paradigm's name, with that of its θ_τ where there are several."""
-        return f"{self.paradigm.name}@{self.tau}" if self.tau else self.paradigm.name
+        return f"{self.paradigm.name}{AT}{self.tau}" if self.tau else self.paradigm.name
 
     @property
     def name(self) -> str:
@@ -48,13 +49,34 @@ class Cell:
 
 
 class Bench:
-    """Everything is read and checked when it is made, so that a mistake shows before any compilation."""
+    """Everything is read and checked when it is made, so that a mistake shows before any compilation.
 
-    def __init__(self, run: Run, sizes: Sequence[int], paradigms: Sequence[Paradigm], tau: str = ""):
+    What another bench of the experiment has read, one of another θ_τ named `tau`, is taken from it.
+    """
+
+    def __init__(
+        self, run: Run, sizes: Sequence[int], paradigms: Sequence[Paradigm], tau: str = "", other: "Bench | None" = None
+    ):
         self.run, self.task, self.tau = run, run.task, tau
         self.instructions = load_instructions(instruction_file(run.prompts))
         self.tokenizer, self.theta_tau_fingerprint = _check_theta_tau(run)
         check_batch(run.mesh.build(), TRAIN, run.train.batch_rows, run.train.accumulate)
+        if other is None:
+            self._read(paradigms)
+        else:
+            self.train_rows, self.report_rows = other.train_rows, other.report_rows
+            self.reasons, self.others, self.rows_key = other.reasons, other.others, other.rows_key
+        _check_native(run, paradigms)
+        for paradigm in paradigms:
+            self.feed(Cell(paradigm, 0, 0))
+        self.repeated = self._count_repeated() if other is None else other.repeated
+        too_many = [size for size in sizes if size > len(self.train_rows)]
+        if too_many:
+            raise UserError(f"sizes {too_many} exceed the {len(self.train_rows)} training rows there are; 0 means all")
+
+    def _read(self, paradigms: Sequence[Paradigm]) -> None:
+        """Read the rows and the ŷ_β that paradigms need; rows that lack it, or are exemplars of it, are left out."""
+        run = self.run
         self.train_rows = read_rows(run.task, run.data.train_split)
         self.report_rows = read_rows(run.task, run.data.report_split)
         check_metrics(run.task, self.report_rows)
@@ -76,14 +98,11 @@ class Bench:
             if paradigm.trained:
                 self.train_rows = self.others[name].without_excluded(run.task, self.train_rows)
             self.report_rows = self.others[name].without_excluded(run.task, self.report_rows)
-        _check_native(run, paradigms)
-        for paradigm in paradigms:
-            self.feed(Cell(paradigm, 0, 0))
-        known = {row_key(run.task, row) for row in self.train_rows}
-        self.repeated = sum(row_key(run.task, row) in known for row in self.report_rows)
-        too_many = [size for size in sizes if size > len(self.train_rows)]
-        if too_many:
-            raise UserError(f"sizes {too_many} exceed the {len(self.train_rows)} training rows there are; 0 means all")
+
+    def _count_repeated(self) -> int:
+        """Return how many reported rows have the inputs of a training row."""
+        known = {row_key(self.task, row) for row in self.train_rows}
+        return sum(row_key(self.task, row) in known for row in self.report_rows)
 
     def _read_other(self, paradigm: Paradigm) -> Reasons:
         """Return ŷ_β of the set that a paradigm reads instead, of training rows too where it is trained."""
@@ -188,7 +207,7 @@ class Bench:
             "Run.paradigm, size and seed": repr(cell),
             "Task": repr(dataclasses.replace(run.task, splits={})),
             "Data": repr(dataclasses.replace(run.data, cache="")),
-            "the rows": self._rows_key,
+            "the rows": self.rows_key,
             "the reasoning set": self.reasons_of(paradigm).set_key if paradigm.needs_reasoning else "",
             **self._chosen_reasoning(paradigm),
         }
@@ -205,7 +224,8 @@ class Bench:
         return found
 
     @functools.cached_property
-    def _rows_key(self) -> str:
+    def rows_key(self) -> str:
+        """Hash of the training and report rows."""
         rows = [json.dumps(row, ensure_ascii=False, sort_keys=True) for row in (*self.train_rows, *self.report_rows)]
         return content_key(len(self.train_rows), rows)
 
@@ -219,12 +239,15 @@ class Bench:
         return {"Reasoning": content_key(vote, where.only_agreeing, repr(votes))}
 
 
-def bench_of(experiment: Experiment, tau: str = "") -> Bench:
-    """Return the bench of one θ_τ of an experiment, for all its paradigms, so that all have the same rows."""
+def bench_of(experiment: Experiment, tau: str = "", other: Bench | None = None) -> Bench:
+    """Return the bench of one θ_τ of an experiment, for all its paradigms, so that all have the same rows.
+
+    `other` is the bench of another θ_τ of it, where there is one already.
+    """
     run = experiment.run
     model = dataclasses.replace(run.model, path=experiment.theta_taus[tau]) if tau else run.model
     paradigms = find_paradigms(experiment.paradigms, run.own)
-    return Bench(dataclasses.replace(run, model=model), experiment.sizes, paradigms, tau)
+    return Bench(dataclasses.replace(run, model=model), experiment.sizes, paradigms, tau, other)
 
 
 def _of_rows(task: Task, everything: Examples, rows: Sequence[Row]) -> Examples:

@@ -13,11 +13,12 @@ from fiat_jax.data.examples import content_key
 from fiat_jax.distributed import barrier, is_main
 from fiat_jax.errors import UserError
 from fiat_jax.evaluation.predict import answer_predictions
-from fiat_jax.evaluation.predictions import Prediction, read_predictions, write_predictions
+from fiat_jax.evaluation.predictions import Prediction, StoredPredictions, write_predictions
 from fiat_jax.experiments.aside import make_place
 from fiat_jax.experiments.bench import Bench, Cell
 from fiat_jax.experiments.bundle import write_bundle
 from fiat_jax.experiments.feed import Reasons
+from fiat_jax.experiments.files import AT
 from fiat_jax.experiments.fit import Fit, Job, Selection, fit, scoring_rows
 from fiat_jax.experiments.large import identity_of_large, rank_by_large
 from fiat_jax.experiments.results import file_hash, write_json
@@ -28,7 +29,7 @@ from fiat_jax.training.log import Listener
 
 # name of a training run, its directory → who watches it
 Listeners = Callable[[str, Path], Sequence[Listener]]
-BARE = "-bare"  # after the name of a cell and of a system: what it answers without ŷ_β
+BARE = "-bare"  # after the name of a cell and of a paradigm: what it answers without ŷ_β
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,10 @@ class Done:
     def systems(self) -> list[tuple[str, str, Sequence[Prediction]]]:
         """Return (cell, system, predictions) of every line that the cell has in tables."""
         whole = [(self.cell.name, self.cell.system, self.predictions)]
-        return whole + ([(self.cell.name + BARE, self.cell.system + BARE, self.bare)] if self.bare is not None else [])
+        if self.bare is None:
+            return whole
+        paradigm, at, tau = self.cell.system.partition(AT)
+        return [*whole, (self.cell.name + BARE, f"{paradigm}{BARE}{at}{tau}", self.bare)]
 
 
 def run_cell(
@@ -64,7 +68,7 @@ def run_cell(
         stored = stored_facts(path, predictions, key)
     if stored is not None:
         bare = _bare(predictions) if cell.paradigm.dropout else None
-        return Done(cell, read_predictions(predictions), stored, None if bare is None else read_predictions(bare))
+        return Done(cell, StoredPredictions(predictions), stored, None if bare is None else StoredPredictions(bare))
     if cell.paradigm.trained:
         found, bare, facts = _trained(bench, cell, search, workdir, listeners)
     else:

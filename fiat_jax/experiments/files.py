@@ -9,6 +9,7 @@ from typing import Any
 SCHEMA = 1
 ALL = "all"
 ROWS = "rows.jsonl"
+AT = "@"  # in a system's name, between its paradigm and the name of its θ_τ, where there are several
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -17,6 +18,11 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def paradigm_of(system: str) -> str:
+    """Return the name of a system's paradigm, whichever θ_τ it has."""
+    return system.partition(AT)[0]
 
 
 def file_hash(path: str | Path) -> str:

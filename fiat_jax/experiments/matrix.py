@@ -4,20 +4,17 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from fiat_jax.distributed import is_main
-from fiat_jax.evaluation.predictions import Prediction
-from fiat_jax.evaluation.scores import compare, score_predictions
 from fiat_jax.evaluation.systems import Means
-from fiat_jax.experiments.across import Scored, statistics_of
 from fiat_jax.experiments.bench import Bench, Cell, bench_of
 from fiat_jax.experiments.cells import BARE, Done, is_done, run_cell
-from fiat_jax.experiments.feed import unranked
+from fiat_jax.experiments.measured import Figures, figures_of
 from fiat_jax.experiments.paradigms import find_paradigm, find_paradigms, roles
 from fiat_jax.experiments.parallel import Work, check_processes, make_cells
 from fiat_jax.experiments.progress import listeners_for
@@ -32,16 +29,20 @@ from fiat_jax.experiments.results import (
 from fiat_jax.experiments.shown import write_rows
 from fiat_jax.experiments.spec import Experiment, Point, Run
 from fiat_jax.reasoning.shard import EVERYTHING, Shard
-from fiat_jax.tasks.task import Task
 
 Plan = list[tuple[Bench, Cell]]
 
 
 def run_experiment(
-    experiment: Experiment, workdir: Path, console: Console, shard: Shard = EVERYTHING
+    experiment: Experiment,
+    workdir: Path,
+    console: Console,
+    shard: Shard = EVERYTHING,
+    engine: Callable[[Work], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is missing of the matrix, write results.json and print the table; return the result rows.
 
+    `engine` makes the trained cells where they are not made here.
     One shard of several makes its own cells alone; the one after which all are made writes the results.
     """
     plan, search = plan_of(experiment), experiment.search
@@ -51,7 +52,9 @@ def run_experiment(
     mine = [pair for number, pair in enumerate(plan) if number % shard.of == shard.index]
     missing = [cell for bench, cell in mine if cell.paradigm.trained and not is_done(bench, cell, search, workdir)]
     count = min(experiment.processes, len(missing))
-    if count > 1:
+    if engine is not None:
+        engine(Work(experiment, missing, workdir))
+    elif count > 1:
         make_cells(Work(experiment, missing, workdir), count)
     if shard.of > 1:
         for bench, cell in mine:
@@ -73,8 +76,9 @@ def plan_of(experiment: Experiment) -> Plan:
     paradigms = find_paradigms(experiment.paradigms, experiment.run.own)
     find_paradigm(experiment.against, experiment.run.own)
     plan: Plan = []
+    bench = None
     for tau in experiment.theta_taus or [""]:
-        bench = bench_of(experiment, tau)
+        bench = bench_of(experiment, tau, bench)
         plan += [(bench, cell) for cell in bench.cells(paradigms, experiment.sizes, experiment.seeds)]
     return list({cell.name: (bench, cell) for bench, cell in reversed(plan)}.values())[::-1]  # of θ_β alone once
 
@@ -117,15 +121,9 @@ def _run(
 ) -> list[dict[str, Any]]:
     begun, renew = time.monotonic(), verb == "experiment"
     made = [(bench, _made(bench, cell, search, workdir, console, renew)) for bench, cell in plan]
-    rows = [row for bench, one in made for row in result_rows(bench, one)]
-    scored = [
-        Scored(known, one.cell.paradigm.trained, predictions)
-        for bench, one in made
-        for known, predictions in known_of(bench, one)
-    ]
+    found = figures_of(made, against, means, workdir)
     if is_main():
         bench, done = made[0][0], [one for _, one in made]
-        comparisons = comparison_rows(bench, done, against)
         taus = {one.run.model.path: one.theta_tau_fingerprint for one, _ in made}
         inputs = {**inputs_of(bench, done), **({"theta_taus": taus} if len(taus) > 1 else {})}
         if means:
@@ -135,9 +133,9 @@ def _run(
             workdir,
             verb,
             inputs=inputs,
-            rows=rows,
-            comparisons=comparisons,
-            statistics=statistics_of(bench.task, bench.report_rows, scored, against, means) if means else None,
+            rows=found.rows,
+            comparisons=found.comparisons,
+            statistics=found.statistics,
             seconds=time.monotonic() - begun,
             details={
                 "cells": {one.cell.name: dict(one.facts) for one in done},
@@ -146,11 +144,11 @@ def _run(
                 "paradigms": roles(one.cell.paradigm for one in done),
             },
         )
-        print_results(bench, rows, comparisons, against, console)
+        print_results(bench, found, against, console)
         for kernel in sorted({one.facts["attention"] for one in done if "attention" in one.facts}):
             console.print(f"attention: {kernel}", highlight=False, markup=False)
         console.print(f"results: {path}")
-    return rows
+    return found.rows
 
 
 def inputs_of(bench: Bench, done: Sequence[Done]) -> dict[str, Any]:
@@ -168,9 +166,8 @@ def inputs_of(bench: Bench, done: Sequence[Done]) -> dict[str, Any]:
     }
 
 
-def print_results(
-    bench: Bench, rows: list[dict[str, Any]], comparisons: list[dict[str, Any]], against: str, console: Console
-) -> None:
+def print_results(bench: Bench, found: Figures, against: str, console: Console) -> None:
+    """Print the tables of a run; of several seeds their means."""
     task, metric = bench.task, bench.task.metrics[0]
     reported = f"{len(bench.report_rows):,} {bench.run.data.report_split} rows"
     if bench.repeated:
@@ -178,72 +175,15 @@ def print_results(
             f"warning: {bench.repeated:,} of the {reported} have the inputs of a row of {bench.run.data.train_split}",
             highlight=False,
         )
+    seeds = {row["seed"] for row in found.rows}
+    scores, pairs, of = found.rows, found.comparisons, ""
+    if found.statistics and len(seeds) > 1:
+        scores = [{**row, "seed": None} for row in found.statistics["systems"]]
+        pairs, of = found.statistics["differences"], f", means of {len(seeds)} seeds"
+    title = f"{task.name}, {metric} in per cent with 95% intervals, {reported}{of}"
     print_tables(
         console,
-        table_of_scores(rows, metric, f"{task.name}, {metric} in per cent with 95% intervals, {reported}"),
-        table_by_language(rows, metric),
-        table_of_comparisons(comparisons, metric, f"{against} minus the others, on the same rows"),
+        table_of_scores(scores, metric, title),
+        table_by_language(found.rows, metric),
+        table_of_comparisons(pairs, metric, f"{against} minus the others, on the same rows{of}"),
     )
-
-
-def _scored(bench: Bench, *systems: Sequence[Prediction]) -> Task:
-    """Return the task with the metrics that systems have: answers that were not ranked carry no scores of labels."""
-    if all(one.scores is not None for predictions in systems for one in predictions):
-        return bench.task
-    return unranked(bench.task)
-
-
-def known_of(bench: Bench, done: Done) -> list[tuple[dict[str, Any], Sequence[Prediction]]]:
-    """Return what rows of results.json say of each line that a cell has in tables, and its predictions."""
-    cell, run = done.cell, bench.run
-    reasons = bench.reasons_of(cell.paradigm)
-    return [
-        (
-            {
-                "cell": name,
-                "paradigm": system,
-                "theta_tau": run.model.path if cell.paradigm.answers == "tau" else None,
-                "theta_beta": reasons.model if cell.paradigm.needs_reasoning else None,
-                "task": run.task.name,
-                "size": cell.size,
-                "seed": cell.seed,
-                "split": run.data.report_split,
-                "selected_on": f"{run.data.selection:.0%} of {run.data.train_split}" if cell.paradigm.trained else None,
-            },
-            predictions,
-        )
-        for name, system, predictions in done.systems
-    ]
-
-
-def result_rows(bench: Bench, done: Done) -> list[dict[str, Any]]:
-    """Return the rows of results.json of one cell."""
-    return [
-        {**known, **row}
-        for known, predictions in known_of(bench, done)
-        for row in score_predictions(_scored(bench, predictions), bench.report_rows, predictions)
-    ]
-
-
-def comparison_rows(bench: Bench, done: Sequence[Done], against: str) -> list[dict[str, Any]]:
-    """Return `against` minus every other system of its size, seed and θ_τ, pair by pair on the same rows."""
-    rows = []
-    for a in (one for one in done if one.cell.paradigm.name == against):
-        for b, name, system, predictions in ((one, *line) for one in done for line in one.systems):
-            if name == a.cell.name or (b.cell.tau and b.cell.tau != a.cell.tau):
-                continue
-            trained = [one.cell for one in (a, b) if one.cell.paradigm.trained]
-            if len({(cell.size, cell.seed) for cell in trained}) > 1:
-                continue
-            cell = (trained or [a.cell])[0]
-            known = {
-                "a": a.cell.system,
-                "b": system,
-                "task": bench.task.name,
-                "size": cell.size,
-                "seed": cell.seed,
-                "split": bench.run.data.report_split,
-            }
-            scored = _scored(bench, a.predictions, predictions)
-            rows += [{**known, **row} for row in compare(scored, bench.report_rows, a.predictions, predictions)]
-    return rows

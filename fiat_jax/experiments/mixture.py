@@ -19,7 +19,8 @@ from fiat_jax.experiments.bundle import write_bundle
 from fiat_jax.experiments.cells import Done, facts_of, stored_facts
 from fiat_jax.experiments.feed import Feed, Reasons
 from fiat_jax.experiments.fit import Job, Selection, fit
-from fiat_jax.experiments.matrix import inputs_of, print_results, result_rows
+from fiat_jax.experiments.matrix import inputs_of, print_results
+from fiat_jax.experiments.measured import Figures, result_rows
 from fiat_jax.experiments.paradigms import find_paradigm
 from fiat_jax.experiments.progress import listeners_for
 from fiat_jax.experiments.results import write_json, write_results
@@ -28,7 +29,7 @@ from fiat_jax.tasks.task import Row
 from fiat_jax.training.config import TrainConfig
 
 Source = tuple[Feed, Sequence[Row], Reasons]  # how a part's rows are rendered, those that train, and their ŷ_β
-SHARED = ("model", "lora", "train", "mesh", "paradigm")
+SHARED = ("model", "lora", "train", "mesh")
 
 
 def run_mixture(mixture: Mixture, parts: Mapping[str, Run], workdir: Path, console: Console) -> list[dict[str, Any]]:
@@ -39,10 +40,11 @@ def run_mixture(mixture: Mixture, parts: Mapping[str, Run], workdir: Path, conso
     """
     begun = time.monotonic()
     _check(parts)
-    run = next(iter(parts.values()))
-    paradigm = find_paradigm(run.paradigm, run.own)
-    benches = {part: Bench(one, (0,), [paradigm]) for part, one in parts.items()}
-    cells = {part: Cell(paradigm, len(b.train_rows), run.train.seed, part) for part, b in benches.items()}
+    paradigms = {part: find_paradigm(run.paradigm, run.own) for part, run in parts.items()}
+    benches = {part: Bench(run, (0,), [paradigms[part]]) for part, run in parts.items()}
+    cells = {
+        part: Cell(paradigms[part], len(one.train_rows), one.run.train.seed, part) for part, one in benches.items()
+    }
     key = _key(mixture, benches, cells)
     done = _stored(cells, workdir, key) or _train(mixture, benches, cells, key, workdir, console)
     rows = [row for part, one in done.items() for row in result_rows(benches[part], one)]
@@ -56,19 +58,27 @@ def run_mixture(mixture: Mixture, parts: Mapping[str, Run], workdir: Path, conso
             details={"mixture": dataclasses.asdict(mixture), "facts": dict(next(iter(done.values())).facts)},
         )
         for part, one in done.items():
-            print_results(benches[part], result_rows(benches[part], one), [], paradigm.name, console)
+            figures = Figures(result_rows(benches[part], one), [], None)
+            print_results(benches[part], figures, paradigms[part].name, console)
         console.print(f"results: {path}")
     return rows
 
 
 def _check(parts: Mapping[str, Run]) -> None:
     first, run = next(iter(parts.items()))
-    paradigm = find_paradigm(run.paradigm, run.own)
-    if not paradigm.trained:
-        raise UserError(f"a mixture trains one adapter, and {run.paradigm} trains none; choose another Run.paradigm")
-    if paradigm.writes == "both" or paradigm.dropout:
-        raise UserError(f"a mixture reads every row in one way, and {run.paradigm} in two; choose another Run.paradigm")
+    lora = find_paradigm(run.paradigm, run.own).lora
     for part, other in parts.items():
+        paradigm = find_paradigm(other.paradigm, other.own)
+        name = paradigm.name
+        if not paradigm.trained:
+            raise UserError(f"a mixture trains one adapter, and {name} trains none; choose another Run.paradigm")
+        if paradigm.writes == "both" or paradigm.dropout:
+            raise UserError(f"a mixture reads every row in one way, and {name} in two; choose another Run.paradigm")
+        if paradigm.lora != lora:
+            raise UserError(
+                f"the parts {first} and {part} of the mixture train one model, of {run.paradigm} and {name} one trains "
+                "adapters and one all weights: choose paradigms that agree in it"
+            )
         for name in SHARED:
             if getattr(other, name) != getattr(run, name):
                 raise UserError(

@@ -20,10 +20,10 @@ from fiat_jax.sharding import MeshConfig
 
 @dataclasses.dataclass(frozen=True)
 class RayOptions:
-    """How shards become tasks.
+    """How shards, or cells of an experiment, become tasks.
 
     Args:
-        shards: how many; 0: as many as fit on the cluster at once.
+        shards: how many; 0: as many as fit on the cluster at once. Of an experiment each cell is a task.
         cpus, gpus: what each of them takes.
         resources: what else, by Ray's name for it: {'TPU': 4}.
     """
@@ -68,7 +68,7 @@ def ask_on_ray(work: Work, options: RayOptions, dry_run: bool, console: Console)
     print_bill(whole, price, console)
     if dry_run:
         return
-    ray = _started()
+    ray = started()
     count = options.shards or _fitting(ray.cluster_resources(), options)
     task = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, resources=dict(options.resources))(_shard)
     shared = dataclasses.replace(work, reason=_share_of(work.reason, count))
@@ -124,7 +124,8 @@ def _fitting(cluster: Mapping[str, float], options: RayOptions) -> int:
     return fitting
 
 
-def _started() -> Any:
+def started() -> Any:
+    """Return Ray, begun on the cluster of RAY_ADDRESS or on this machine."""
     try:
         import ray  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError:

@@ -62,7 +62,7 @@ def table_of_scores(rows: Sequence[Mapping[str, Any]], metric: str, title: str) 
     """Return paradigms down, training sizes across, one seed a line."""
     sizes = sorted({row["size"] for row in rows if row["size"]})
     table = Table(title=title)
-    table.add_column("paradigm")
+    table.add_column("paradigm", overflow="fold")
     if len({row["seed"] for row in rows}) > 1:
         table.add_column("seed", justify="right")
     for size in sizes or [0]:
@@ -85,7 +85,7 @@ def table_of_comparisons(comparisons: Sequence[Mapping[str, Any]], metric: str, 
         ("p", "right"),
         ("test", "left"),
     ):
-        table.add_column(name, justify=justify)  # pyright: ignore
+        table.add_column(name, justify=justify, overflow="fold")  # pyright: ignore
     for row in comparisons:
         if row["language"] == ALL and row["metric"] == metric:
             pair = f"{row['a']} − {row['b']}"

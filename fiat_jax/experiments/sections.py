@@ -59,9 +59,10 @@ def as_gin(*built: Any, scope: str = "", known: Mapping[str, type] = SECTIONS) -
 def mixture_as_gin(mixture: Mixture, parts: Mapping[str, Run]) -> str:
     """Return the same of a mixture: its parts' own sections under their names, and once those that they share."""
     blocks = [_block(dataclasses.replace(mixture, files={}))]  # what they said follows
+    shared = next(iter(parts.values()))
     for part, run in parts.items():
         blocks += [_block(section, f"{part}/") for section in _within(run) if isinstance(section, OF_A_PART)]
-    shared = next(iter(parts.values()))
+        blocks += [_binding(f"{part}/Run.paradigm", run.paradigm)] if run.paradigm != shared.paradigm else []
     blocks += [_block(section) for section in _within(shared) if not isinstance(section, OF_A_PART)]
     return "\n\n".join(blocks) + "\n"
 

@@ -2,6 +2,7 @@
 
 from fiat_jax.errors import UserError
 from fiat_jax.experiments import runtime, sections
+from fiat_jax.experiments.cells_on_ray import make_cells_on_ray
 from fiat_jax.experiments.dry_run import dry_run, runs_of
 from fiat_jax.experiments.matrix import run_experiment, run_training
 from fiat_jax.reasoning.shard import EVERYTHING, Shard
@@ -58,6 +59,15 @@ def experiment(args, bindings) -> int:
         console.print(sections.as_gin(experiment), highlight=False, markup=False)
         dry_run(runs_of(experiment.run, experiment.paradigms), console, experiment.sizes)
         return 0
+    engine = None
+    if args.engine == "ray":
+        options = config.build(sections.RayOptions)
+        if args.shard or experiment.processes > 1:
+            raise UserError("--engine=ray divides the cells by itself; leave out --shard and Experiment.processes")
+
+        def engine(work):
+            make_cells_on_ray(work, options, console)
+
     with runtime.recorded(args.workdir, sections.as_gin(experiment)):
-        run_experiment(experiment, args.workdir, console, shard)
+        run_experiment(experiment, args.workdir, console, shard, engine)
     return 0

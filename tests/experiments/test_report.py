@@ -197,6 +197,7 @@ def test_what_a_run_lacks_is_left_out_and_said(tmp_path):
     text = (tmp_path / "r.md").read_text()
     left_out = {one.title for one in report.left_out}
     assert left_out == {
+        "The ladder",
         "Languages",
         "Training rows",
         "What reasoning gains",

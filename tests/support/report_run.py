@@ -13,6 +13,7 @@ from fiat_jax.evaluation.scores import compare, score_predictions, with_values
 from fiat_jax.evaluation.systems import Means
 from fiat_jax.experiments.across import Scored, statistics_of
 from fiat_jax.experiments.files import file_hash
+from fiat_jax.experiments.paradigms import find_paradigm, roles
 from fiat_jax.experiments.results import write_results
 from fiat_jax.tasks.task import Task
 
@@ -37,7 +38,7 @@ TASK = Task(
 
 @dataclass(frozen=True)
 class Plan:
-    """What is simulated; `evil` rows hold what would harm a careless page."""
+    """What is simulated; `evil` rows hold what would harm a careless page, `theta_taus` are names of several models."""
 
     rows: int = 240
     sizes: Sequence[int] = (200, 1000)
@@ -46,6 +47,7 @@ class Plan:
     metrics: Sequence[str] = ("accuracy", "average_precision")
     languages: Sequence[str] = tuple(LANGUAGES)
     theta_tau: str = "models/small"
+    theta_taus: Sequence[str] = ()
     evil: bool = True
     draw: int = 0
 
@@ -78,16 +80,20 @@ def write_run(workdir: Path, plan: Plan = Plan()) -> list[dict[str, Any]]:  # no
     """Write the run; return the rows of its results."""
     task = Task(**{**TASK.__dict__, "metrics": tuple(plan.metrics)})
     rows, scored, cells, hashes = simulated_rows(plan), [], {}, {}
-    for number, name in enumerate(plan.paradigms):
+    systems = [(name, tau) for tau in plan.theta_taus or [""] for name in plan.paradigms if name != "icl" or tau in
+               ("", *plan.theta_taus[:1])]  # fmt: skip
+    for number, (name, tau) in enumerate(systems):
         trained = name != "icl"
+        system = f"{name}@{tau}" if tau and trained else name
         base, more = STRENGTHS[name]
         for size in plan.sizes if trained else (0,):
             for seed in plan.seeds if trained else (0,):
                 strength = base + more * (np.log10(size / 200) if size else 0)
                 found = predictions(task, rows, strength, (plan.draw, number, size, seed))
-                cell = f"{name}-{size}-seed{seed}" if trained else name
+                cell = f"{system}-{size}-seed{seed}" if trained else name
                 known = {
-                    "cell": cell, "paradigm": name, "theta_tau": plan.theta_tau if trained else None,
+                    "cell": cell, "paradigm": system,
+                    "theta_tau": (f"models/{tau}" if tau else plan.theta_tau) if trained else None,
                     "theta_beta": "Large" if name in ("icl", "fiat") else None, "task": task.name, "size": size,
                     "seed": seed, "split": "test", "selected_on": "10% of train" if trained else None,
                 }  # fmt: skip
@@ -111,7 +117,7 @@ def write_run(workdir: Path, plan: Plan = Plan()) -> list[dict[str, Any]]:  # no
         comparisons=_comparisons(task, rows, scored),
         statistics=statistics_of(task, rows, scored, "fiat", Means(plan.languages[:2])),
         seconds=12.5,
-        details={"cells": cells, "learning_rates": [1e-3]},
+        details={"cells": cells, "learning_rates": [1e-3], "paradigms": roles(map(find_paradigm, plan.paradigms))},
     )
     (workdir / "config.gin").write_text(f"Model.path = '{plan.theta_tau}'\nExperiment.seeds = {tuple(plan.seeds)}\n")
     return results

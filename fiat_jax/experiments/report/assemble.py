@@ -6,6 +6,7 @@ from pathlib import Path
 from fiat_jax.errors import UserError
 from fiat_jax.experiments.report import origin, reasoning, scores, texts, training
 from fiat_jax.experiments.report.content import LeftOut, Report, Section
+from fiat_jax.experiments.report.ladder import ladder
 from fiat_jax.experiments.report.page import as_html
 from fiat_jax.experiments.report.read import Finished, read_run
 from fiat_jax.experiments.report.training import Rates
@@ -46,6 +47,7 @@ def assemble(runs: Sequence[Finished], rates: Rates, most_rows: int) -> Report:
     found: list[Section | LeftOut] = [origin.versus(*runs)] if len(runs) == 2 else []
     found += [
         scores.table(run),
+        ladder(run),
         scores.languages(run),
         scores.sizes(run),
         reasoning.gains(run),

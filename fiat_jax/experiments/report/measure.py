@@ -67,6 +67,11 @@ def pairs_of(run: Finished, a: str, b: str) -> list[Pair]:
     return found
 
 
+def largest(pairs: Sequence[Pair]) -> Pair:
+    """Return the pair of the first θ_τ that was trained on the most rows."""
+    return max((pair for pair in pairs if pair.theta_tau == pairs[0].theta_tau), key=lambda pair: pair.size)
+
+
 def values_of(run: Finished, cells: Mapping[int, str], metric: str) -> dict[str, np.ndarray]:
     """Return language → [seeds, rows] of a metric that is a mean over rows, rows sorted by id."""
     by_seed = [sorted(run.predictions(cell), key=lambda one: one.id) for cell in cells.values()]

@@ -4,12 +4,12 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from fiat_jax.errors import UserError
 from fiat_jax.evaluation.predictions import Prediction, read_predictions
-from fiat_jax.experiments.files import ALL, ROWS, SCHEMA, file_hash
+from fiat_jax.experiments.files import ALL, AT, ROWS, SCHEMA, file_hash, paradigm_of
 
 Record = Mapping[str, Any]
 
@@ -62,12 +62,20 @@ class Finished:
         """The training sizes."""
         return sorted({row["size"] for row in self.systems if row["size"]})
 
+    def tau_name(self, theta_tau: str) -> str:
+        """Return what a θ_τ is called: by `Experiment.theta_taus` where there are several, else by its directory."""
+        named = (cell["paradigm"] or "" for cell in self.cells.values() if cell["theta_tau"] == theta_tau)
+        return next((name.partition(AT)[2] for name in named if AT in name), PurePath(theta_tau).name)
+
     def seeds_of(self, paradigm: str, size: int | None, theta_tau: str | None = None) -> dict[int, str]:
-        """Return the seeds of a system and their cells; one that is not trained is of every size."""
+        """Return the seeds of a system and their cells; one that is not trained is of every size.
+
+        `paradigm` may be the name of the system, which names its θ_τ where there are several.
+        """
         return {
             cell["seed"]: name
             for name, cell in self.cells.items()
-            if cell["paradigm"] == paradigm
+            if paradigm in (cell["paradigm"], paradigm_of(cell["paradigm"] or ""))
             and (cell["size"] == size or not cell["size"])
             and (theta_tau is None or cell["theta_tau"] in (None, theta_tau))
         }

@@ -1,7 +1,6 @@
 """Sections about reasoning: what it gains where, which rows it helps and hurts, and what it looks like."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from fiat_jax.experiments.report.measure import (
     Pair,
     difference,
     is_binary,
+    largest,
     main_metric,
     pairs_of,
     reasoning_pairs,
@@ -69,9 +69,12 @@ def gains(run: Finished) -> Section | LeftOut:
         for pair, g in found.items()
     ]
     table = Table("Score without reasoning → gain", columns, [*shown, ["rank correlation", *told]], records)
-    pair, last = list(found.items())[-1]
+    pair = largest(pairs)
+    last, which = found[pair], pairs.index(pair)
     points = {language: (last.baselines[language], last.gains[language]) for language in run.languages}
-    seen = f"Gain of reasoning over the score without it, {len(points)} languages, {_of(pair)}: correlation {told[-1]}."
+    seen = (
+        f"Gain of reasoning over the score without it, {len(points)} languages, {_of(pair)}: correlation {told[which]}."
+    )
     svg = figures.scatter("gains", title, seen, points, f"{metric} without reasoning, %", "gain, points")
     text = (
         f"{pair.a} minus {pair.b} in {metric}, mean of the seeds. Score and gain are of disjoint halves of the rows, "
@@ -89,7 +92,7 @@ def instructions(runs: Sequence[Finished]) -> Section | LeftOut:
             starts = [_at_start(run, cells, metric or "") for cells in (pair.cells_b, pair.cells_a)]
             after = difference(*pair.values(metric or ""))
             gain = None if None in starts else starts[1] - starts[0]  # pyright: ignore
-            name = PurePath(pair.theta_tau or "").name + (f" ({run.name})" if len(runs) > 1 else "")
+            name = run.tau_name(pair.theta_tau or "") + (f" ({run.name})" if len(runs) > 1 else "")
             rows.append([name, sized(pair.size), *map(number, starts), signed(gain), interval(after, "difference")])
             records.append({"theta_tau": pair.theta_tau, "size": pair.size, "at_start": starts, "after": after})
     if not rows:
@@ -114,10 +117,12 @@ def two_by_two(run: Finished, most: int) -> Section | LeftOut:
                 [_of(pair), str(seed), *map(count, counts), signed(100 * (counts[0] - counts[1]) / len(kinds))]
             )
             records.append(
-                {"size": pair.size, "seed": seed, "a": pair.a, "b": pair.b, **dict(zip(KINDS, counts, strict=True))}
+                {"theta_tau": pair.theta_tau, "size": pair.size, "seed": seed, "a": pair.a, "b": pair.b}
+                | dict(zip(KINDS, counts, strict=True))
             )
     table = Table("Rows, by size and seed", ["trained on", "seed", *KINDS, "helped − hurt, %"], shown, records)
-    pair, seed = pairs[-1], min(pairs[-1].cells_a)
+    pair = largest(pairs)
+    seed = min(pair.cells_a)
     kinds = _kinds(pair, seed, metric)
     counts = {name: sum(kind == name for kind in kinds.values()) for name in KINDS}
     square = Table(
@@ -143,7 +148,8 @@ def audit(run: Finished) -> Section | LeftOut:
         return LeftOut(title, "the run left no rows.jsonl with reasoning")
     metric, icl = main_metric(run), run.seeds_of("icl", 0)
     right = _right_answers(run, metric, icl, told)
-    pair = next(iter(reasoning_pairs(run)[::-1]), None)
+    pairs = reasoning_pairs(run)
+    pair = largest(pairs) if pairs else None
     with_it = _by_id(run, pair.cells_a, metric) if pair and metric else {}
     rows, records = [], []
     for language in [*run.languages, *([ALL] if len(run.languages) > 1 else [])]:
@@ -178,6 +184,7 @@ def audit(run: Finished) -> Section | LeftOut:
     seen = f"Words of the reasoning about a row: median {np.median(words):.0f}, from {min(words)} to {max(words)}."
     svg = figures.histogram("lengths", title, seen, edges.tolist(), counts.tolist(), "words of reasoning")
     note = "Intervals of the share that is right are Wilson's, 95%. A text is cut where θ_β came to its limit."
+    note += f" {name}: {_of(pair)}, the mean of the seeds." if pair else ""
     parts = [Table("Reasoning by language", columns, rows, records, note), Figure("lengths", "Length", seen, svg)]
     cuts = _cuts(run)
     return Section("reasoning", title, f"What θ_β wrote about the {count(len(told))} reported rows.", [*parts, *cuts])
@@ -257,7 +264,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _of(pair: Pair) -> str:
     taus = {cell["theta_tau"] for cell in pair.run.cells.values() if cell["theta_tau"]}
-    return sized(pair.size) + (f", {PurePath(pair.theta_tau).name}" if len(taus) > 1 and pair.theta_tau else "")
+    return sized(pair.size) + (f", {pair.run.tau_name(pair.theta_tau)}" if len(taus) > 1 and pair.theta_tau else "")
 
 
 def _unlike(pair: Pair) -> str:

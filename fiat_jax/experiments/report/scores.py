@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from fiat_jax.experiments.files import ALL
+from fiat_jax.experiments.files import ALL, AT
 from fiat_jax.experiments.report import figures
 from fiat_jax.experiments.report.content import (
     Figure,
@@ -26,7 +26,8 @@ def label(run: Finished, row: Mapping[str, Any]) -> str:
     """Return a system's name: its paradigm, and what else tells systems of this run apart."""
     parts = [str(row["paradigm"] or row["cell"])]
     for field in ("task", "theta_tau"):
-        if len({one[field] for one in run.systems} - {None}) > 1 and row[field]:
+        told = field == "theta_tau" and AT in parts[0]
+        if len({one[field] for one in run.systems} - {None}) > 1 and row[field] and not told:
             parts.append(PurePath(row[field]).name)
     return " · ".join(parts)
 

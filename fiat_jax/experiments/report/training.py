@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fiat_jax.experiments.files import ALL
+from fiat_jax.experiments.files import ALL, paradigm_of
 from fiat_jax.experiments.report import figures
 from fiat_jax.experiments.report.content import DASH, Figure, LeftOut, Section, Table, count, number, signed, sized
 from fiat_jax.experiments.report.measure import WITHOUT
@@ -154,7 +154,7 @@ def _baseline(bills: list[dict[str, Any]], bill: Mapping[str, Any]) -> dict[str,
     for name in reversed(WITHOUT[:2]):
         for other in bills:
             same = (other["size"], other["theta_tau"]) == (bill["size"], bill["theta_tau"])
-            if other["paradigm"] == name and same and other is not bill:
+            if paradigm_of(other["paradigm"]) == name and same and other is not bill:
                 return other
     return None
 
