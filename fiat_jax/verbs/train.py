@@ -1,5 +1,7 @@
 """`fiat train` and `fiat experiment`."""
 
+import functools
+
 from fiat_jax.errors import UserError
 from fiat_jax.experiments import runtime, sections
 from fiat_jax.experiments.cells_on_ray import make_cells_on_ray
@@ -61,13 +63,10 @@ def experiment(args, bindings) -> int:
         return 0
     engine = None
     if args.engine == "ray":
-        options = config.build(sections.RayOptions)
         if args.shard or experiment.processes > 1:
             raise UserError("--engine=ray divides the cells by itself; leave out --shard and Experiment.processes")
-
-        def engine(work):
-            make_cells_on_ray(work, options, console)
-
+        options = config.build(sections.RayOptions)
+        engine = functools.partial(make_cells_on_ray, options=options, console=console)
     with runtime.recorded(args.workdir, sections.as_gin(experiment)):
         run_experiment(experiment, args.workdir, console, shard, engine)
     return 0

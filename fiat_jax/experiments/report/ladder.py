@@ -49,7 +49,7 @@ def _rungs(run: Finished) -> Iterator[Rung]:
     held: list[str] = []
     for name in names:
         gone = [part for part in roles[name]["removed"] if part not in held]
-        yield " and ".join(WITHOUT.get(part, part) for part in gone) or run.tau_name(taus[0]), name, taus[0]
+        yield " and ".join(WITHOUT[part] for part in gone) or run.tau_name(taus[0]), name, taus[0]
         held += gone
     for tau in taus[1:]:
         yield f"{run.tau_name(tau)} instead of {run.tau_name(taus[0])} too", names[-1], tau
