@@ -39,7 +39,7 @@ class Watch:
     status 69: not through an exception, because its main thread may be inside a collective that never returns. Who
     leaves the context without an exception is not missed by the others.
 
-    Time in which this thread itself could not run (Python's lock was held, the machine slept) is no silence of others.
+    Time in which this thread itself could not run (Python's lock was held, the process was stopped) counts for nothing.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Watch:
 
     def reached(self, step: int) -> None:
         """Note that this process has come to a step, and has begun the next one."""
-        self._step, self._moved = step, time.monotonic()
+        self._step, self._moved = step, self._awake
 
     def rest(self) -> None:
         """Note that something else than a step is done now, which takes as long as it takes."""
@@ -131,9 +131,9 @@ class Watch:
                 silent = [told for told, ago in self._ago() if ago > self.silent]
                 if silent and not self._over.is_set():
                     return self._lose("; ".join(silent) + " is silent")
-            if now - self._moved > self._stuck and not self._over.is_set():
+            if self._awake - self._moved > self._stuck and not self._over.is_set():
                 all_said = "; ".join(told for told, _ in self._ago())
-                return self._lose(f"no step for {now - self._moved:.0f} s{': ' if all_said else ''}{all_said}")
+                return self._lose(f"no step for {self._awake - self._moved:.0f} s{': ' if all_said else ''}{all_said}")
 
     def _where(self) -> str:
         return f"{self.what}, {f'step {self._step}' if self._step >= 0 else 'outside steps'}"

@@ -1,5 +1,8 @@
 """The watch: who is silent, stuck or gone is named; who works or has left is not."""
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -172,3 +175,27 @@ def test_a_run_that_has_not_begun_to_step_is_not_stuck(ended):
     with watch(None, ended, stuck=0.1):
         time.sleep(0.4)
     assert not ended.called.is_set()
+
+
+STOPPED = """
+import sys
+from fiat_jax.training.watch import Watch
+with Watch("training", every=0.05, stuck=1.0) as watch:
+    watch.reached(1)
+    print("stepping", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_process_that_was_stopped_for_long_goes_on_when_it_is_continued():
+    process = subprocess.Popen([sys.executable, "-c", STOPPED], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"stepping\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.communicate(b"\n", timeout=20)
+    assert process.returncode == 0
