@@ -22,10 +22,11 @@ from fiat_jax.experiments import asking, runtime
 from fiat_jax.experiments.bench import Bench, Cell
 from fiat_jax.experiments.bundle import read_bundle
 from fiat_jax.experiments.cells import predict_as_it_is
+from fiat_jax.experiments.files import write_json
 from fiat_jax.experiments.matrix import run_experiment
 from fiat_jax.experiments.paradigms import find_paradigm
 from fiat_jax.experiments.reason import Reason
-from fiat_jax.experiments.results import print_tables, table_by_language, table_of_scores, write_json
+from fiat_jax.experiments.results import print_tables, table_by_language, table_of_scores
 from fiat_jax.experiments.sections import SECTIONS
 from fiat_jax.experiments.serve import Asked, Assembly
 from fiat_jax.experiments.spec import Data, Experiment, Prompts, Reasoning, Run

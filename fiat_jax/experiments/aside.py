@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fiat_jax.data.examples import content_key
 from fiat_jax.distributed import barrier, is_main
-from fiat_jax.experiments.results import write_json
+from fiat_jax.experiments.files import write_json
 
 logger = logging.getLogger(__name__)
 ASIDE = "superseded"

@@ -12,9 +12,9 @@ import jax
 from fiat_jax.distributed import is_main
 from fiat_jax.errors import UserError
 from fiat_jax.experiments.feed import Feed, Reasons, rows_by_id
+from fiat_jax.experiments.files import write_json
 from fiat_jax.experiments.fit import scoring_rows
 from fiat_jax.experiments.paradigms import find_paradigm
-from fiat_jax.experiments.results import write_json
 from fiat_jax.experiments.scorer import Scorer
 from fiat_jax.experiments.spec import Prompts, Reasoning, Run
 from fiat_jax.models import peft

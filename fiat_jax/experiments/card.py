@@ -7,7 +7,7 @@ from typing import Any
 
 from fiat_jax import __version__
 from fiat_jax.experiments.feed import agreement
-from fiat_jax.experiments.results import ALL, write_json
+from fiat_jax.experiments.files import ALL, write_json
 from fiat_jax.reasoning.card import Tally
 from fiat_jax.reasoning.cost import Prices, money
 from fiat_jax.store import Provenance, ReasoningStore

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from rich.console import Console
 
 from fiat_jax import remote
 from fiat_jax.data.examples import content_key
@@ -18,17 +19,15 @@ from fiat_jax.experiments.aside import make_place
 from fiat_jax.experiments.bench import Bench, Cell
 from fiat_jax.experiments.bundle import write_bundle
 from fiat_jax.experiments.feed import Reasons
-from fiat_jax.experiments.files import AT
+from fiat_jax.experiments.files import AT, file_hash, write_json
 from fiat_jax.experiments.fit import Fit, Job, Selection, fit, scoring_rows
 from fiat_jax.experiments.large import identity_of_large, rank_by_large
-from fiat_jax.experiments.results import file_hash, write_json
+from fiat_jax.experiments.progress import listeners_for
 from fiat_jax.experiments.scorer import Scorer
 from fiat_jax.experiments.spec import Point
 from fiat_jax.models.model import load_model
 from fiat_jax.training.log import Listener
 
-# name of a training run, its directory → who watches it
-Listeners = Callable[[str, Path], Sequence[Listener]]
 BARE = "-bare"  # after the name of a cell and of a paradigm: what it answers without ŷ_β
 
 
@@ -55,7 +54,7 @@ class Done:
 
 
 def run_cell(
-    bench: Bench, cell: Cell, search: Sequence[Point], workdir: Path, listeners: Listeners, *, renew: bool = False
+    bench: Bench, cell: Cell, search: Sequence[Point], workdir: Path, console: Console, *, renew: bool = False
 ) -> Done:
     """Return a cell's result: what is stored for it, or made now. A killed cell goes on where it was.
 
@@ -70,7 +69,7 @@ def run_cell(
         bare = _bare(predictions) if cell.paradigm.dropout else None
         return Done(cell, StoredPredictions(predictions), stored, None if bare is None else StoredPredictions(bare))
     if cell.paradigm.trained:
-        found, bare, facts = _trained(bench, cell, search, workdir, listeners)
+        found, bare, facts = _trained(bench, cell, search, workdir, console)
     else:
         found, bare = (predict_as_it_is if cell.paradigm.answers == "tau" else _icl)(bench, cell), None
         facts = {"set": bench.reasons_of(cell.paradigm).set_key} if cell.paradigm.needs_reasoning else {}
@@ -151,7 +150,7 @@ def predict_as_it_is(bench: Bench, cell: Cell) -> list[Prediction]:
 
 
 def _trained(
-    bench: Bench, cell: Cell, search: Sequence[Point], workdir: Path, listeners: Listeners
+    bench: Bench, cell: Cell, search: Sequence[Point], workdir: Path, console: Console
 ) -> tuple[list[Prediction], list[Prediction] | None, dict[str, Any]]:
     run = dataclasses.replace(bench.run, train=dataclasses.replace(bench.run.train, seed=cell.seed))
     feed, (kept, held) = bench.feed(cell), bench.split(cell)
@@ -164,7 +163,11 @@ def _trained(
         facts=bench.identity(cell),
     )
     directory = workdir / "cells" / cell.name
-    fitted = fit(job, points_of(cell, search), directory, lambda where: listeners(f"{cell.name} {where.name}", where))
+
+    def listeners(where: Path) -> list[Listener]:
+        return listeners_for(where, f"{cell.name} {where.name}", console)
+
+    fitted = fit(job, points_of(cell, search), directory, listeners)
 
     def predict(reasons: Reasons) -> list[Prediction]:
         return fitted.scorers[""].prepare(bench.report_rows, reasons).predict(fitted.model.trainable)

@@ -15,7 +15,8 @@ from rich.table import Table
 from fiat_jax.errors import Interrupted, UserError
 from fiat_jax.evaluation import statistics
 from fiat_jax.experiments.asking import Job, print_bill
-from fiat_jax.experiments.results import ALL, file_hash, with_interval, write_results
+from fiat_jax.experiments.files import ALL, file_hash
+from fiat_jax.experiments.results import with_interval, write_results
 from fiat_jax.reasoning.generate import bill, generate
 from fiat_jax.store import ReasoningStore, Record
 

@@ -17,7 +17,6 @@ from fiat_jax.experiments.cells import BARE, Done, is_done, run_cell
 from fiat_jax.experiments.measured import Figures, figures_of
 from fiat_jax.experiments.paradigms import find_paradigm, find_paradigms, roles
 from fiat_jax.experiments.parallel import Work, check_processes, make_cells
-from fiat_jax.experiments.progress import listeners_for
 from fiat_jax.experiments.results import (
     print_tables,
     source_of,
@@ -58,7 +57,7 @@ def run_experiment(
         make_cells(Work(experiment, missing, workdir), count)
     if shard.of > 1:
         for bench, cell in mine:
-            _made(bench, cell, search, workdir, console, renew=True)
+            run_cell(bench, cell, search, workdir, console, renew=True)
         left = [cell.name for bench, cell in plan if not is_done(bench, cell, search, workdir)]
         if left:
             console.print(
@@ -103,13 +102,6 @@ def link(link: Path, target: Path) -> None:
     temporary.replace(link)
 
 
-def _made(bench: Bench, cell: Cell, search: Sequence[Point], workdir: Path, console: Console, renew: bool) -> Done:
-    def listeners(name: str, where: Path):
-        return listeners_for(where, name, console)
-
-    return run_cell(bench, cell, search, workdir, listeners, renew=renew)
-
-
 def _run(
     plan: Plan,
     search: Sequence[Point],
@@ -120,7 +112,7 @@ def _run(
     means: Means | None = None,
 ) -> list[dict[str, Any]]:
     begun, renew = time.monotonic(), verb == "experiment"
-    made = [(bench, _made(bench, cell, search, workdir, console, renew)) for bench, cell in plan]
+    made = [(bench, run_cell(bench, cell, search, workdir, console, renew=renew)) for bench, cell in plan]
     found = figures_of(made, against, means, workdir)
     if is_main():
         bench, done = made[0][0], [one for _, one in made]

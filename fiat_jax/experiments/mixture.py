@@ -18,12 +18,13 @@ from fiat_jax.experiments.bench import Bench, Cell
 from fiat_jax.experiments.bundle import write_bundle
 from fiat_jax.experiments.cells import Done, facts_of, stored_facts
 from fiat_jax.experiments.feed import Feed, Reasons
+from fiat_jax.experiments.files import write_json
 from fiat_jax.experiments.fit import Job, Selection, fit
 from fiat_jax.experiments.matrix import inputs_of, print_results
 from fiat_jax.experiments.measured import Figures, result_rows
 from fiat_jax.experiments.paradigms import find_paradigm
 from fiat_jax.experiments.progress import listeners_for
-from fiat_jax.experiments.results import write_json, write_results
+from fiat_jax.experiments.results import write_results
 from fiat_jax.experiments.spec import Mixture, Point, Run
 from fiat_jax.tasks.task import Row
 from fiat_jax.training.config import TrainConfig
@@ -47,7 +48,8 @@ def run_mixture(mixture: Mixture, parts: Mapping[str, Run], workdir: Path, conso
     }
     key = _key(mixture, benches, cells)
     done = _stored(cells, workdir, key) or _train(mixture, benches, cells, key, workdir, console)
-    rows = [row for part, one in done.items() for row in result_rows(benches[part], one)]
+    found = {part: result_rows(benches[part], one) for part, one in done.items()}
+    rows = [row for part in found for row in found[part]]
     if is_main():
         path = write_results(
             workdir,
@@ -57,9 +59,8 @@ def run_mixture(mixture: Mixture, parts: Mapping[str, Run], workdir: Path, conso
             seconds=time.monotonic() - begun,
             details={"mixture": dataclasses.asdict(mixture), "facts": dict(next(iter(done.values())).facts)},
         )
-        for part, one in done.items():
-            figures = Figures(result_rows(benches[part], one), [], None)
-            print_results(benches[part], figures, paradigms[part].name, console)
+        for part in found:
+            print_results(benches[part], Figures(found[part], [], None), paradigms[part].name, console)
         console.print(f"results: {path}")
     return rows
 

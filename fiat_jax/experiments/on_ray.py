@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,23 +72,8 @@ def ask_on_ray(work: Work, options: RayOptions, dry_run: bool, console: Console)
     count = options.shards or _fitting(ray.cluster_resources(), options)
     task = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, resources=dict(options.resources))(_shard)
     shared = dataclasses.replace(work, reason=_share_of(work.reason, count))
-    waiting = {task.remote(shared, Shard(index, count)): Shard(index, count) for index in range(count)}
-    summaries, errors = [], []
-    try:
-        while waiting:
-            (ended,), _ = ray.wait(list(waiting), num_returns=1)
-            shard = waiting.pop(ended)
-            try:
-                summaries.append(ray.get(ended))
-                console.print(f"shard {shard.index} of {count}: {summary_line(summaries[-1])}", highlight=False)
-            except ray.exceptions.RayTaskError as error:
-                errors.append(error.cause)
-                console.print(f"shard {shard.index} of {count}: {error.cause}", highlight=False, markup=False)
-    except KeyboardInterrupt:
-        for ref in waiting:
-            ray.cancel(ref)  # a task lets its requests end, as a run by itself does
-        ray.wait(list(waiting), num_returns=len(waiting), timeout=work.reason.options.grace_seconds + 10)
-        raise
+    waiting = {task.remote(shared, Shard(index, count)): f"shard {index} of {count}" for index in range(count)}
+    summaries, errors = await_tasks(ray, waiting, summary_line, console, work.reason.options.grace_seconds + 10)
     finish(whole, price.set_key, work.workdir, console)
     if errors:
         raise errors[0]
@@ -122,6 +107,41 @@ def _fitting(cluster: Mapping[str, float], options: RayOptions) -> int:
     if not fitting:
         raise UserError(f"no shard fits on the cluster, which has {dict(cluster)}; one takes {needs}")
     return fitting
+
+
+def await_tasks(
+    ray: Any, waiting: dict[Any, str], told: Callable[[Any], str], console: Console, grace_seconds: float
+) -> tuple[list[Any], list[BaseException]]:
+    """Wait for all tasks, whatever becomes of one, and print of each what came of it.
+
+    Args:
+        waiting: the names of tasks by their references; who has ended is taken out.
+        told: what is printed of a result.
+        grace_seconds: how long tasks that are cancelled may take to save what they have.
+
+    Returns:
+        The results, and what was raised, in the order in which the tasks ended.
+
+    Raises:
+        KeyboardInterrupt: again, after all that still run were cancelled.
+    """
+    results, errors = [], []
+    try:
+        while waiting:
+            (ended,), _ = ray.wait(list(waiting), num_returns=1)
+            name = waiting.pop(ended)
+            try:
+                results.append(ray.get(ended))
+                console.print(f"{name}: {told(results[-1])}", highlight=False, markup=False)
+            except ray.exceptions.RayTaskError as error:
+                errors.append(error.cause)
+                console.print(f"{name}: {error.cause}", highlight=False, markup=False)
+    except KeyboardInterrupt:
+        for ref in waiting:
+            ray.cancel(ref)  # a task saves and ends, as a run by itself does
+        ray.wait(list(waiting), num_returns=len(waiting), timeout=grace_seconds)
+        raise
+    return results, errors
 
 
 def started() -> Any:

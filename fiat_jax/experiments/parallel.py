@@ -18,7 +18,6 @@ from fiat_jax.errors import EXIT_RESTARTABLE, EXIT_USER, Interrupted, UserError
 from fiat_jax.experiments import runtime
 from fiat_jax.experiments.bench import Cell, bench_of
 from fiat_jax.experiments.cells import run_cell
-from fiat_jax.experiments.progress import listeners_for
 from fiat_jax.experiments.spec import Experiment
 
 
@@ -116,16 +115,11 @@ def _worker(work: Work, cores: set[int], numbers: Any, told: Any) -> None:
     try:
         runtime.start()
         console, benches = Console(soft_wrap=True), {}
-        search = work.experiment.search
-
-        def listeners(name: str, where: Path):
-            return listeners_for(where, name, console)
-
         while (number := numbers.get()) is not None:
             cell = work.cells[number]
             if cell.tau not in benches:
                 benches[cell.tau] = bench_of(work.experiment, cell.tau)
-            run_cell(benches[cell.tau], cell, search, work.workdir, listeners, renew=True)
+            run_cell(benches[cell.tau], cell, work.experiment.search, work.workdir, console, renew=True)
             told.put("")
     except UserError as error:
         told.put(str(error))

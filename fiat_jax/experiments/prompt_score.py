@@ -15,9 +15,9 @@ from fiat_jax.errors import UserError
 from fiat_jax.evaluation.predict import rank_classification
 from fiat_jax.experiments.asking import Job, generate_shard
 from fiat_jax.experiments.feed import Feed, Reasons, agreement, read_reasons
+from fiat_jax.experiments.files import write_json
 from fiat_jax.experiments.fit import scoring_rows
 from fiat_jax.experiments.paradigms import find_paradigm
-from fiat_jax.experiments.results import write_json
 from fiat_jax.experiments.scorer import Scorer
 from fiat_jax.experiments.spec import Prompts, Run
 from fiat_jax.models.model import Model, load_model

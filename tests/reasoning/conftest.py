@@ -35,6 +35,12 @@ answer:
 
 
 @pytest.fixture
+def quick_retries(monkeypatch):
+    """Retries that need not be waited for."""
+    monkeypatch.setattr("fiat_jax.reasoning.http.LONGEST_BACKOFF_SECONDS", 0.02)
+
+
+@pytest.fixture
 def world(tmp_path):
     """A directory with parity.jsonl (20 rows), parity.yaml and tokenizer files; row N asks about the number N."""
     rows = [

@@ -252,8 +252,7 @@ def test_no_more_requests_are_under_way_than_allowed(task, rows, renderer, store
     assert 2 <= endpoint.most_at_once <= 4
 
 
-def test_a_misbehaving_endpoint_is_worked_through(task, rows, renderer, store, endpoint, monkeypatch):
-    monkeypatch.setattr("fiat_jax.reasoning.http.LONGEST_BACKOFF_SECONDS", 0.02)
+def test_a_misbehaving_endpoint_is_worked_through(task, rows, renderer, store, endpoint, quick_retries):
     failures = [
         {"status": 500},
         {"cut": True},

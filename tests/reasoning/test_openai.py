@@ -11,12 +11,8 @@ from fiat_jax.reasoning.openai import Endpoint, OpenAIBackend
 from fiat_jax.reasoning.options import refused_option
 
 QUOTA = {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}
+pytestmark = pytest.mark.usefixtures("quick_retries")
 PROMPT = ReasoningPrompt((1, 2), (3,), "Think.\n\n", "Number: 4", ("\n\n",), {"temperature": 0.5, "max_tokens": 9})
-
-
-@pytest.fixture(autouse=True)
-def quick_retries(monkeypatch):
-    monkeypatch.setattr("fiat_jax.reasoning.http.LONGEST_BACKOFF_SECONDS", 0.02)
 
 
 def ask(endpoint, times=1, **settings):

@@ -9,14 +9,10 @@ from fiat_jax.prompts.render import ReasoningPrompt
 from fiat_jax.reasoning.backend import REFUSED, Refused, Unavailable
 from fiat_jax.reasoning.openai import Endpoint, OpenAIBackend
 
+pytestmark = pytest.mark.usefixtures("quick_retries")
 PROMPT = ReasoningPrompt((1, 2), (3,), "Think.\n\n", "Number: 4", ("\n\n",), {"temperature": 0.5, "max_tokens": 9})
 USAGE = {"model": "big-2025", "choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 7}}
 DONE = "[DONE]"
-
-
-@pytest.fixture(autouse=True)
-def quick_retries(monkeypatch):
-    monkeypatch.setattr("fiat_jax.reasoning.http.LONGEST_BACKOFF_SECONDS", 0.02)
 
 
 def chunk(finish_reason=None, **delta):
