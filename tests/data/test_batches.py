@@ -151,6 +151,18 @@ def test_training_an_encoder_decoder_reads_every_example_once_an_epoch_in_batche
     assert seen == {(i, 0): expected_apart(example.inputs, example.target) for i, example in enumerate(examples)}
 
 
+@pytest.mark.parametrize("process_count", [1, 2, 4])
+@pytest.mark.parametrize("count", [2, 37, 40])
+def test_hosts_score_every_candidate_once_whatever_the_number_of_rows(count, process_count):
+    examples, candidates = some_examples(count), some_candidates(count)
+    batches = ScoringBatches(examples, candidates, T, batch_rows=4)
+    if count == 2:
+        assert not batches.batch(0)["segments"][-1].any()  # a host has nothing to read
+    shares = [[batches.local(b, p, process_count) for p in range(process_count)] for b in range(len(batches))]
+    scored = [owner for batch in shares for share in batch for owner in read_back(share)]
+    assert sorted(scored) == [(i, c) for i, answers in enumerate(candidates) for c in range(len(answers))]
+
+
 def test_gathering_too_few_batches_is_refused():
     batches = ScoringBatches(some_examples(), some_candidates(40), T, batch_rows=4)
     with pytest.raises(ValueError, match="shorter"):
