@@ -101,6 +101,9 @@ def ask(job: Job, workdir: Path, dry_run: bool, console: Console) -> None:
         return
     summary = generate_shard(job, workdir, console if console.is_terminal else None)
     console.print(summary_line(summary), highlight=False)
+    asked = job.store.backend(summary.set_key) or {}
+    if "attention" in asked:
+        console.print(f"attention: {asked['attention']}", highlight=False, markup=False)
     finish(job, summary.set_key, workdir, console)
     if summary.interrupted:
         raise Interrupted(summary.before + summary.written, summary.wanted, summary.stopped_by)

@@ -77,6 +77,7 @@ class NativeBackend:
         self._checkpoint = open_checkpoint(native.path)
         self._shapes: EngineConfig | None = None
         self.worker: Worker | None = None
+        self._attention = ""
         self._prefixes: dict[tuple[int, ...], Future[str]] = {}
 
     first_alone = False
@@ -92,12 +93,13 @@ class NativeBackend:
         return {"name": name, "fingerprint": self._checkpoint.files.fingerprint(), "dtype": self._native.dtype}
 
     def about(self) -> dict[str, Any]:
-        """Return where the weights are."""
+        """Return where the weights are, and once they are loaded which kernel computes attention."""
         path = self._native.path
         return {
             "kind": "native",
             "path": path if is_remote(path) else str(Path(path).resolve()),
             "dtype": self._native.dtype,
+            **({"attention": self._attention} if self._attention else {}),
         }
 
     def expect(self, prompts: Sequence[ReasoningPrompt]) -> None:
@@ -165,6 +167,7 @@ class NativeBackend:
             weights, mesh = ModelConfig(self._native.path, self._native.dtype), self._mesh_config.build()
             model = load_model(weights, mesh, tuned=False, rules=DECODE)
             self.worker = Worker(Engine(model, self._tokenizer.eos_id, self._shapes))
+            self._attention = self.worker.engine.attention
         return self.worker
 
     def _split(self, prompt: ReasoningPrompt) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -76,8 +76,9 @@ class Handlers:
         head = {"id": model.name, "object": "model", "created": self._began, "owned_by": "fiat-jax"}
         if isinstance(model, Pair):
             return {**head, "fields": list(model.fields), **model.identity}
-        config = model.worker.engine.config
-        return {**head, **model.identity, "max_model_len": config.prefix_length + config.slot_length}
+        engine = model.worker.engine
+        longest = engine.config.prefix_length + engine.config.slot_length
+        return {**head, **model.identity, "max_model_len": longest, "attention": engine.attention}
 
     async def completions(self, request: Request) -> Response:
         """Go on with prompts."""

@@ -21,6 +21,7 @@ from fiat_jax.serving.config import Serve
 from fiat_jax.serving.gate import Gate
 from fiat_jax.serving.metrics import Metrics
 from fiat_jax.serving.service import Served, Service
+from fiat_jax.serving.text import TextModel
 
 LOOK_SECONDS = 0.5  # between two looks at whether the engines still live
 SILENT_SECONDS = 15.0  # between two looks at whether a connection has asked for anything
@@ -120,6 +121,9 @@ class _Life:
         models = await asyncio.wrap_future(self.loaded)
         self._driver.start()
         self._service.open(models)
+        for name, model in models.items():
+            if isinstance(model, TextModel):
+                self._say(f"{name}: attention: {model.worker.engine.attention}")
         self._say(f"ready: {', '.join(models)}")
         while self._driver.alive:
             await asyncio.sleep(LOOK_SECONDS)

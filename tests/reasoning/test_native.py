@@ -1,6 +1,7 @@
 """The engine as θ_β: it fills the store as an endpoint would, and each text is that of its row alone."""
 
 import dataclasses
+import json
 
 import pytest
 from support.texts import full_pass_texts
@@ -156,6 +157,9 @@ def test_the_command_fills_the_store_and_asks_nothing_twice(project):
     ]
     told = project.fiat("reason", "--backend=native", *settings).stdout
     assert "120 written, 0 were there, 0 in quarantine" in told
+    assert "attention: plain" in told
+    (noted,) = (project.root / "native_store").glob("*/backend.json")
+    assert json.loads(noted.read_text())["attention"] == "plain"
     assert list((project.root / "prefixes").iterdir())
     told = project.fiat("reason", "--backend=native", *settings).stdout
     assert "0 written, 120 were there" in told

@@ -90,6 +90,8 @@ def test_a_row_may_be_its_fields_and_the_answer_a_stream(client, http, rows):
 def test_the_tuned_model_is_served_by_itself(client):
     found = client.completions.create(model="fiat-tau", prompt="It is", max_tokens=5, temperature=0, logprobs=1)
     assert found.usage.completion_tokens >= 1
+    (listed,) = (model for model in client.models.list().data if model.id == "fiat-tau")
+    assert listed.model_extra["attention"] == "plain"
 
 
 def test_what_a_pair_cannot_answer_is_said(client):
