@@ -46,6 +46,7 @@ from fiat_jax.tasks.task import input_row, row_key
 FUSED = "fiat"
 LONGEST = 2048  # tokens of a request where Serve.max_length says nothing
 SHORTER = 4  # times, blocks while slots are free
+FOUND = ("dropped", "attention")  # what came out when θ_β was asked, in what the store keeps of how it was
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +74,13 @@ def with_large_model(asked: Asked) -> Asked:
     told = [bundle for bundle in asked.bundles.values() if bundle.asked]
     if asked.native or asked.endpoint or not told:
         return asked
-    if any(bundle.asked != told[0].asked for bundle in told):
+    settings, *others = ({k: v for k, v in bundle.asked.items() if k not in FOUND} for bundle in told)
+    if any(other != settings for other in others):
         raise UserError(
             "the bundles' reasoning was asked of several models; say which one answers: --gin.Native.path=DIR, or "
             "--gin.Endpoint.url=URL --gin.Endpoint.model=NAME"
         )
-    settings = {name: value for name, value in told[0].asked.items() if name not in ("kind", "dropped")}
-    if told[0].asked["kind"] == "native":
+    if settings.pop("kind") == "native":
         return dataclasses.replace(asked, native=Native(**settings))
     if told[0].provenance is not None:
         settings["extra"] = told[0].provenance.model.get("extra", {})
