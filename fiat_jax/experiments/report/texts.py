@@ -19,6 +19,8 @@ def as_markdown(report: Report) -> str:
     """Return all tables as Markdown's, with what is said of them."""
     lines = [f"# {_marked(report.title)}", "", _marked(report.subtitle), ""]
     for section in report.sections:
+        if not section.tables and not section.text:  # figures alone
+            continue
         lines += [f"## {_marked(section.title)}", "", *([_marked(section.text), ""] if section.text else [])]
         for table in section.tables:
             lines += [

@@ -115,7 +115,8 @@ def cost(run: Finished, rates: Rates) -> Section | LeftOut:
     columns += ["points", "tokens per point", "seconds per point"] + (["money per point"] if rates.given else [])
     note = (
         "A seed's search over learning rates. θ_β's tokens: prompts and answers for the training rows and the reported "
-        "rows, of a smaller size in proportion. Per point: what is spent beyond the baseline, over the points gained."
+        "rows, of a smaller size in proportion. Per point: what is spent beyond the baseline, over the points gained; "
+        "below zero where the system gains and spends less."
     )
     devices = run.results["hardware"]
     text = f"On {count(devices['devices'])} × {devices['device']}."
