@@ -9,7 +9,7 @@ from fiat_jax.planning.groups import axes_of, groups_of
 from fiat_jax.planning.hlo import Computation, Instruction, Module
 from fiat_jax.planning.loops import trips_of
 from fiat_jax.planning.products import product_flops
-from fiat_jax.planning.traffic import FREE_CALLS, is_step, touched
+from fiat_jax.planning.traffic import FREE_CALLS, is_step, offloaded, touched
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 NOT_COUNTED = re.compile(r'custom_call_target="([^"]*)"')
@@ -86,6 +86,9 @@ class _Counter:
                     self.run(self.module.computations[name], times, fused or one.opcode == "fusion")
             elif one.opcode == "conditional":
                 self._branch(one, times)
+            elif inside := offloaded(self.module, one):
+                for inner in inside:
+                    self.run(inner, times, fused)
             elif one.opcode == "custom-call":
                 target = NOT_COUNTED.search(one.attributes)
                 large = max((array.bytes for array in one.arrays), default=0) >= LARGE

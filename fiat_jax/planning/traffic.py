@@ -31,6 +31,8 @@ def touched(module: Module, where: Computation, one: Instruction) -> int:
         return 0
     if one.opcode == "custom-call" and any(f'"{name}"' in one.attributes for name in FREE_CALLS):
         return 0
+    if offloaded(module, one):
+        return 0
     if one.opcode == "fusion":
         return _fusion(module, one, operands)
     if one.opcode in SLICES:
@@ -45,6 +47,14 @@ def touched(module: Module, where: Computation, one: Instruction) -> int:
     if one.opcode.endswith("-start"):  # of a pair (what is read, what is written, ...)
         return _main(operands[0].arrays) + _main(one.arrays[1:2] if one.opcode != "copy-start" else one.arrays[:1])
     return sum(_main(operand.arrays) for operand in operands) + _main(one.arrays)
+
+
+def offloaded(module: Module, one: Instruction) -> list[Computation]:
+    """Return what a call leaves to other cores of the chip, such as lookups to a TPU's SparseCores; else nothing."""
+    if one.opcode != "custom-call":
+        return []
+    named = [module.computations[name] for name in one.calls("called_computations")]
+    return [inner for inner in named if any(each.opcode == "async-start" for each in inner.instructions)]
 
 
 def is_step(where: Computation, one: Instruction) -> bool:

@@ -123,6 +123,33 @@ def test_splash_attention_counts_the_pairs_of_blocks_that_its_mask_leaves(kernel
     assert found.uncounted == ()
 
 
+# An embedding's lookup as the compiler for a TPU with SparseCores writes it.
+LOOKUP = """
+%lookup (w: bf16[256000,2304], i: s32[2048]) -> bf16[2048,2304] {
+  %w = bf16[256000,2304] parameter(0)
+  %i = s32[2048] parameter(1)
+  ROOT %rows = bf16[2048,2304] gather(%w, %i), offset_dims={1}
+}
+%called (w.1: bf16[256000,2304], i.1: s32[2048]) -> bf16[2048,2304] {
+  %w.1 = bf16[256000,2304] parameter(0)
+  %i.1 = s32[2048] parameter(1)
+  %begun = ((bf16[256000,2304], s32[2048]), bf16[2048,2304]) async-start(%w.1, %i.1), calls=%lookup
+  ROOT %done = bf16[2048,2304] async-done(%begun)
+}
+ENTRY %main (a: bf16[256000,2304], b: s32[2048]) -> bf16[2048,2304] {
+  %a = bf16[256000,2304] parameter(0)
+  %b = s32[2048] parameter(1)
+  ROOT %x = bf16[2048,2304] custom-call(%a, %b), custom_call_target="TODO(b/522284627)", called_computations={%called}
+}
+"""
+
+
+def test_a_lookup_on_other_cores_of_the_chip_reads_its_rows_alone():
+    found = account(parse(LOOKUP), ONE)
+    assert found.bytes == 2 * 2048 * 2304 * 2
+    assert (found.flops, found.uncounted) == (0, ())
+
+
 def test_large_arrays_that_are_copied_in_main_memory_are_told_of():
     text = (
         "ENTRY %main (a: bf16[64,1024,1024]) -> bf16[64,1024,1024] {{\n  %a = bf16[64,1024,1024] parameter(0)\n"
