@@ -107,7 +107,7 @@ def test_coverage_over_many_samples(num_seeds, n, sd_seeds):
         low, high = interval((draws * by_seed).sum(0))
         plain += low <= BASE <= high
     print(f"{num_seeds} seeds, {n} rows, sd {sd_seeds}: {covered / 1500:.3f}, redrawn as they are {plain / 1500:.3f}")
-    assert (0.84 if num_seeds == 2 else 0.92) <= covered / 1_500 <= 0.98
+    assert {2: 0.87, 3: 0.90}.get(num_seeds, 0.92) <= covered / 1_500 <= 0.98
 
 
 def test_holm_is_the_closure_of_bonferroni():
