@@ -25,9 +25,10 @@ SLICES = {  # mesh preset → topology, chips
 }
 TRAINED = ("llama-3.1-8b", "gemma-2-2b", "qwen2.5-32b")
 WRITING = ("llama-3.1-70b", "qwen3-30b-a3b")
-SPREAD = {  # on chips too small for layers that tensor alone divides
-    "llama-3.1-70b": "--gin.Mesh.fsdp=4",
-    "qwen3-30b-a3b": "--gin.Mesh.expert=4",
+MESHES = {  # where tensor alone divides layers too little for the chip, or its memory's bandwidth
+    ("llama-3.1-70b", "v5e-64"): ["--gin.Mesh.fsdp=4"],
+    ("qwen3-30b-a3b", "v5e-64"): ["--gin.Mesh.expert=4"],
+    ("qwen3-30b-a3b", "v6e-16"): ["--gin.Mesh.expert=4"],
 }
 
 
@@ -46,7 +47,7 @@ def cases() -> dict[str, list[str]]:
         for model in WRITING:
             found[f"{model}-engine-{preset}"] = [
                 f"--gin_file=configs/plans/{model}-engine.gin",
-                *([SPREAD[model]] if preset == "v5e-64" else []),
+                *MESHES.get((model, preset), []),
                 f"--topology={SLICES[preset][0]}",
             ]
     return found
