@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from fiat_jax import remote
 from fiat_jax.distributed import barrier, is_main
-from fiat_jax.errors import UserError
+from fiat_jax.errors import UserError, both_ends
 
 TREE, FACTS = "tree.safetensors", "facts.json"
 
@@ -97,7 +97,7 @@ class Checkpoints:
             raise  # of a collective between hosts, not of the disk
         except Exception as error:  # what Orbax and TensorStore raise where they cannot write has no common class
             raise UserError(
-                f"no checkpoint can be written in {self._directory} ({textwrap.shorten(str(error), 300)}); one that "
+                f"no checkpoint can be written in {self._directory} ({both_ends(str(error))}); one that "
                 "was whole before still is: make room or mend the permissions, and run the same command to go on"
             ) from error
 
@@ -169,7 +169,7 @@ class StoredCheckpoints:
         if self._error is not None:
             error, self._error = self._error, None
             raise UserError(
-                f"no checkpoint can be written in {self._url} ({textwrap.shorten(str(error), 300)}); one that was "
+                f"no checkpoint can be written in {self._url} ({both_ends(str(error))}); one that was "
                 "whole before still is: mend the rights or the network, and run the same command to go on"
             ) from error
 

@@ -24,3 +24,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest known name, or "" when none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def both_ends(text: str, most: int = 300) -> str:
+    """Return a text on one line, of a long one its beginning and its end, where the cause often stands."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most // 3]} [...] {line[-(most - most // 3) :]}"

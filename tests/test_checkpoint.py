@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fiat_jax.checkpoint import Checkpoints, StoredCheckpoints
-from fiat_jax.errors import UserError
+from fiat_jax.errors import UserError, both_ends
 from fiat_jax.sharding import MeshConfig
 
 
@@ -140,3 +140,11 @@ def test_a_file_cut_short_is_damage_and_nothing_else(saved, file, kept):
         UserError, match=rf"{directory}/3 cannot be read \(.+\); if it is damaged, restore it from a copy, or remove"
     ):
         checkpoints.restore(3, checkpoints.facts(3) and tree())
+
+
+def test_of_a_long_reason_both_ends_are_told():
+    told = both_ends("RESOURCE_EXHAUSTED: " + 100 * "a long\npath/" + " No space left on device")
+    assert told.startswith("RESOURCE_EXHAUSTED: a long path/")
+    assert told.endswith("No space left on device")
+    assert len(told) < 320
+    assert both_ends("short\n and plain") == "short and plain"
