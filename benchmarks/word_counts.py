@@ -30,7 +30,8 @@ Rows = Sequence[dict[str, str]]
 
 
 def read(path: Path) -> Rows:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def features(rows: Rows, others: Sequence[Rows], fields: Sequence[str]) -> list[csr_matrix]:

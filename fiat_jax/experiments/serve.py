@@ -46,7 +46,7 @@ from fiat_jax.tasks.task import input_row, row_key
 FUSED = "fiat"
 LONGEST = 2048  # tokens of a request where Serve.max_length says nothing
 SHORTER = 4  # times, blocks while slots are free
-FOUND = ("dropped", "attention")  # what came out when θ_β was asked, in what the store keeps of how it was
+NO_SETTINGS = ("dropped", "attention")  # of what the store keeps of how θ_β was asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ def with_large_model(asked: Asked) -> Asked:
     told = [bundle for bundle in asked.bundles.values() if bundle.asked]
     if asked.native or asked.endpoint or not told:
         return asked
-    settings, *others = ({k: v for k, v in bundle.asked.items() if k not in FOUND} for bundle in told)
+    settings, *others = ({k: v for k, v in bundle.asked.items() if k not in NO_SETTINGS} for bundle in told)
     if any(other != settings for other in others):
         raise UserError(
             "the bundles' reasoning was asked of several models; say which one answers: --gin.Native.path=DIR, or "

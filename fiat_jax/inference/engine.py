@@ -64,11 +64,6 @@ class Engine:
         self._done: list[Queued] = []
         self._pending: list[_Launched] = []
 
-    @property
-    def attention(self) -> str:
-        """Which kernel reads a text's own keys, and why it is not what the platform has, where it is not."""
-        return str(self.model.build.kernel)
-
     def use(self, trainable: nnx.State) -> None:
         """Answer from now on with these trained parameters, say in the middle of training; prefixes are forgotten.
 

@@ -167,7 +167,7 @@ class NativeBackend:
             weights, mesh = ModelConfig(self._native.path, self._native.dtype), self._mesh_config.build()
             model = load_model(weights, mesh, tuned=False, rules=DECODE)
             self.worker = Worker(Engine(model, self._tokenizer.eos_id, self._shapes))
-            self._attention = self.worker.engine.attention
+            self._attention = str(model.build.kernel)
         return self.worker
 
     def _split(self, prompt: ReasoningPrompt) -> tuple[tuple[int, ...], tuple[int, ...]]:

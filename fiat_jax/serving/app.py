@@ -78,7 +78,7 @@ class Handlers:
             return {**head, "fields": list(model.fields), **model.identity}
         engine = model.worker.engine
         longest = engine.config.prefix_length + engine.config.slot_length
-        return {**head, **model.identity, "max_model_len": longest, "attention": engine.attention}
+        return {**head, **model.identity, "max_model_len": longest, "attention": str(engine.model.build.kernel)}
 
     async def completions(self, request: Request) -> Response:
         """Go on with prompts."""

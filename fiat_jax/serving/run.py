@@ -123,7 +123,7 @@ class _Life:
         self._service.open(models)
         for name, model in models.items():
             if isinstance(model, TextModel):
-                self._say(f"{name}: attention: {model.worker.engine.attention}")
+                self._say(f"{name}: attention: {model.worker.engine.model.build.kernel}")
         self._say(f"ready: {', '.join(models)}")
         while self._driver.alive:
             await asyncio.sleep(LOOK_SECONDS)
