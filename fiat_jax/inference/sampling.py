@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from fiat_jax.models.head import largest, likeliest
+
 CUT = -1e30
+SIGN = np.uint32(1 << 31)
 Array = jax.Array | np.ndarray
 
 
@@ -52,7 +55,7 @@ def choose(logits_BV: jax.Array, choice: Choice, places_B: jax.Array, alternativ
 
     places_B is the index of the token within its completion: nothing else of the batch decides what is drawn.
     """
-    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    _, greedy_B = largest(logits_BV)
     sampled = choice.temperature > 0
 
     def draw():
@@ -63,17 +66,17 @@ def choose(logits_BV: jax.Array, choice: Choice, places_B: jax.Array, alternativ
     token_B = jax.lax.cond(sampled.any(), lambda: jnp.where(sampled, draw(), greedy_B), lambda: greedy_B)
     picked_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
     norm_B = jax.nn.logsumexp(logits_BV, axis=-1)
-    best_BA, best_log_prob_BA = likeliest(logits_BV, norm_B, alternatives, (choice.alternatives > 0).any())
+    best_BA, best_log_prob_BA = _alternatives(logits_BV, norm_B, alternatives, (choice.alternatives > 0).any())
     return Chosen(token_B, picked_B - norm_B, best_BA, best_log_prob_BA)
 
 
-def likeliest(logits_BV: jax.Array, norm_B: jax.Array, count: int, wanted) -> tuple[jax.Array, jax.Array]:
+def _alternatives(logits_BV: jax.Array, norm_B: jax.Array, count: int, wanted) -> tuple[jax.Array, jax.Array]:
     """Return the `count` likeliest tokens (B, A) and their log-probabilities; zeros where none are wanted."""
     B = logits_BV.shape[0]
 
     def find():
-        best, ids = jax.lax.top_k(logits_BV, count)
-        return ids.astype(jnp.int32), best - norm_B[:, None]
+        best_BA, ids_BA = likeliest(logits_BV, count)
+        return ids_BA, best_BA - norm_B[:, None]
 
     return jax.lax.cond(wanted, find, lambda: (jnp.zeros((B, count), jnp.int32), jnp.zeros((B, count))))
 
@@ -83,11 +86,42 @@ def _cut(logits_BV: jax.Array, choice: Choice) -> jax.Array:
 
     Tokens as likely as the last one that stays, stay.
     """
-    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
-    probs_BV = jax.nn.softmax(sorted_BV)
-    before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
+
+    def cut():
+        return jnp.where(logits_BV >= _least(logits_BV, choice)[:, None], logits_BV, CUT)
+
+    return jax.lax.cond(((choice.top_k > 0) | (choice.top_p < 1)).any(), cut, lambda: logits_BV)
+
+
+def _least(logits_BV: jax.Array, choice: Choice) -> jax.Array:
+    """Return the least logit of each row that stays, float32 (B,): the least with fewer than k and a share p above it.
+
+    It is found by halving the floats between -inf and the largest logit, which takes one pass over the logits for each
+    of a float's bits. Sorting a vocabulary takes more, and takes it whole: here each device looks at its part.
+    """
+    largest_B1 = logits_BV.max(-1, keepdims=True)
+    weights_BV = jnp.exp(logits_BV - largest_B1)
+    share_B = jnp.where(choice.top_p < 1, choice.top_p * weights_BV.sum(-1), jnp.inf)
     most_B = jnp.where(choice.top_k > 0, choice.top_k, logits_BV.shape[-1])
-    kept_BV = (before_BV < choice.top_p[:, None]) & (jnp.arange(logits_BV.shape[-1])[None] < most_B[:, None])
-    last_B = jnp.maximum(kept_BV.sum(-1), 1) - 1
-    least_B1 = jnp.take_along_axis(sorted_BV, last_B[:, None], axis=-1)
-    return jnp.where(logits_BV >= least_B1, logits_BV, CUT)
+
+    def halve(_, ends):
+        low_B, high_B = ends
+        middle_B = low_B + (high_B - low_B) // 2
+        above_BV = logits_BV > _at(middle_B)[:, None]
+        stays_B = (jnp.where(above_BV, weights_BV, 0).sum(-1) < share_B) & (above_BV.sum(-1) < most_B)
+        return jnp.where(stays_B, low_B, middle_B + 1), jnp.where(stays_B, middle_B, high_B)
+
+    high_B = _place(largest_B1[:, 0])
+    low_B = jnp.full_like(high_B, _place(jnp.float32(-jnp.inf)))
+    return _at(jax.lax.fori_loop(0, 32, halve, (low_B, high_B))[1])
+
+
+def _place(x: jax.Array) -> jax.Array:
+    """Return where float32 numbers stand among all of them in order, uint32."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    return jnp.where(bits >= SIGN, ~bits, bits | SIGN)
+
+
+def _at(place: jax.Array) -> jax.Array:
+    """Return the float32 numbers that stand there."""
+    return jax.lax.bitcast_convert_type(jnp.where(place >= SIGN, place & ~SIGN, ~place), jnp.float32)

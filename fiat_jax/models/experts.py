@@ -14,8 +14,9 @@ from fiat_jax.models.linear import WEIGHT_STD
 from fiat_jax.models.stack import ACTIVATIONS
 from fiat_jax.sharding import MeshAxes, axis_names, axis_size
 
-EXPERT_LOOP, BLOCK_LOOP = "experts_in_use", "blocks_of_one"  # their names in compiled programs: data say how often
+EXPERT_LOOP, RUN_LOOP, BLOCK_LOOP = "experts_in_use", "runs_of_one", "blocks_of_one"  # names in compiled programs
 LARGEST_BLOCK = 128  # rows; what does not fill a block is computed in vain
+RUN = 4  # blocks of one expert in one product, where it has as many
 EXPERT_AXES = ("layers", "experts", "expert_embed", "mlp")
 
 
@@ -92,15 +93,14 @@ def mix(
         own_NJ = experts_NJ - E * jax.lax.axis_index(experts)
         experts_NJ = jnp.where((own_NJ >= 0) & (own_NJ < E), own_NJ, E)
     block = block_rows(N * J, num_experts)
-    places_M, blocks_E = _grouped(experts_NJ.reshape(-1), E, block)
-    rows_M = jnp.where(places_M < N * J, places_M // J, N)  # the row behind the last is zero
-    x_QMD = jnp.pad(x_ND, ((0, 1), (0, 0)))[rows_M].reshape(-1, block, D)
+    assigned_M, places_A, blocks_E = _grouped(experts_NJ.reshape(-1), E, block)
+    rows_M, places_NJ = assigned_M // J, places_A.reshape(N, J)
+    x_QMD = _spread(x_ND, rows_M, places_NJ).reshape(-1, block, D)
     gate_QMF = name(by_expert(x_QMD, gate_EDF, blocks_E), "gate")
     up_QMF = name(by_expert(x_QMD, up_EDF, blocks_E), "up")
     out_MD = by_expert(activation(gate_QMF) * up_QMF, down_EFD, blocks_E).reshape(-1, D)
-    weights_M = jnp.pad(weights_NJ.reshape(-1), (0, 1))[jnp.minimum(places_M, N * J)]
-    out_MD *= weights_M[:, None].astype(out_MD.dtype)
-    out_ND = jnp.zeros((N + 1, D), x_ND.dtype).at[rows_M].add(out_MD)[:N]
+    out_MD *= _rows(weights_NJ.reshape(-1, 1), assigned_M).astype(out_MD.dtype)
+    out_ND = _collect(out_MD, rows_M, places_NJ)
     rest = tuple(axis for axis in summed if axis not in shared)
     out_ND = jax.lax.psum(out_ND, rest) if rest else out_ND
     return jax.lax.psum_scatter(out_ND, shared, tiled=True) if shared else out_ND
@@ -116,24 +116,47 @@ def most_blocks(assignments: int, num_experts: int, block: int) -> int:
     return min(assignments // block + num_experts, assignments)
 
 
-def _grouped(experts_A: jax.Array, num_experts: int, block: int) -> tuple[jax.Array, jax.Array]:
-    """Lay assignments out in blocks of one expert each.
+def _grouped(experts_A: jax.Array, num_experts: int, block: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Lay assignments out in blocks of one expert each, the experts in order.
 
-    Returns the assignment (its place in experts_A) in every place of every block, len(experts_A) where there is none,
-    and how many blocks each expert has; they come in the order of experts. Expert `num_experts` is somebody else's.
+    Returns the assignment in every place of every block (M,), `len(experts_A)` where there is none; the place of every
+    assignment (A,), M of those to expert `num_experts`, who is somebody else's; and how many blocks each expert has.
     """
     A = experts_A.shape[0]
-    num_blocks = most_blocks(A, num_experts, block)
+    M = most_blocks(A, num_experts, block) * block
     order_A = jnp.argsort(experts_A, stable=True)
     counts_E = jnp.bincount(experts_A, length=num_experts)
     blocks_E = -(-counts_E // block)
-    first_block_E, first_E = jnp.cumsum(blocks_E) - blocks_E, jnp.cumsum(counts_E) - counts_E
-    expert_Q = jnp.searchsorted(jnp.cumsum(blocks_E), jnp.arange(num_blocks), side="right")
-    of_Q = jnp.minimum(expert_Q, num_experts - 1)
-    rank_QM = (jnp.arange(num_blocks) - first_block_E[of_Q])[:, None] * block + jnp.arange(block)[None]
-    there_QM = (rank_QM < counts_E[of_Q][:, None]) & (expert_Q < num_experts)[:, None]
-    places_QM = order_A[jnp.where(there_QM, first_E[of_Q][:, None] + rank_QM, 0)]
-    return jnp.where(there_QM, places_QM, A).reshape(-1), blocks_E
+    ahead_E = (jnp.cumsum(blocks_E) - blocks_E) * block - (jnp.cumsum(counts_E) - counts_E)  # of its place in order
+    ordered_A = jnp.take(experts_A, order_A)
+    places_A = jnp.where(ordered_A < num_experts, ahead_E.at[ordered_A].get(mode="clip") + jnp.arange(A), M)
+    assigned_M = jnp.full(M, A).at[places_A].set(order_A, mode="drop", unique_indices=True)
+    return assigned_M, jnp.zeros_like(places_A).at[order_A].set(places_A, unique_indices=True), blocks_E
+
+
+def _rows(x_RD: jax.Array, rows: jax.Array) -> jax.Array:
+    """Return these rows; zeros for those behind the last."""
+    return x_RD.at[rows].get(mode="fill", fill_value=0)
+
+
+@jax.custom_vjp
+def _spread(x_ND: jax.Array, rows_M: jax.Array, places_NJ: jax.Array) -> jax.Array:
+    """Return each place's row (M, D). It and `_collect` are each other's gradients: nothing is scattered either way."""
+    return _rows(x_ND, rows_M)
+
+
+@jax.custom_vjp
+def _collect(x_MD: jax.Array, rows_M: jax.Array, places_NJ: jax.Array) -> jax.Array:
+    """Return the sum of each row's places (N, D)."""
+    return _rows(x_MD, places_NJ).sum(1)
+
+
+def _with_indices(move):
+    return lambda x, rows, places: (move(x, rows, places), (rows, places))
+
+
+_spread.defvjp(_with_indices(_spread), lambda indices, grad_MD: (_collect(grad_MD, *indices), None, None))
+_collect.defvjp(_with_indices(_collect), lambda indices, grad_ND: (_spread(grad_ND, *indices), None, None))
 
 
 @jax.custom_vjp
@@ -157,14 +180,31 @@ def _each_expert(blocks_E: jax.Array, step, carry):
         return jax.lax.fori_loop(0, jnp.count_nonzero(blocks_E), one, carry)
 
 
+def _each_run(start, stop, most: int, step, carry):
+    """Fold step(carry, first block, how many) over blocks of one expert: as many together as RUN, then one by one."""
+    if most >= RUN:
+        runs = (stop - start) // RUN
+        with jax.named_scope(RUN_LOOP):
+            carry = jax.lax.fori_loop(0, runs, lambda i, carry: step(carry, start + RUN * i, RUN), carry)
+        start += RUN * runs
+    with jax.named_scope(BLOCK_LOOP):
+        return jax.lax.fori_loop(start, stop, lambda q, carry: step(carry, q, 1), carry)
+
+
 def _products(x_QM, w_E, blocks_E, equation: str, outputs: int):
+    (Q, M, inputs) = x_QM.shape
+
     def step(out_QM, expert, start, stop):
         w = w_E[expert]
-        with jax.named_scope(BLOCK_LOOP):
-            run = lambda q, out: out.at[q].set(jnp.einsum(equation, x_QM[q], w))  # noqa: E731
-            return jax.lax.fori_loop(start, stop, run, out_QM)
 
-    return _each_expert(blocks_E, step, jnp.zeros((*x_QM.shape[:2], outputs), x_QM.dtype))
+        def product(out_QM, q, count):
+            x = jax.lax.dynamic_slice_in_dim(x_QM, q, count).reshape(count * M, inputs)
+            out = jnp.einsum(equation, x, w).reshape(count, M, outputs)
+            return jax.lax.dynamic_update_slice_in_dim(out_QM, out, q, 0)
+
+        return _each_run(start, stop, Q, product, out_QM)
+
+    return _each_expert(blocks_E, step, jnp.zeros((Q, M, outputs), x_QM.dtype))
 
 
 def _forward(x, w, blocks):
@@ -179,11 +219,11 @@ def _backward(residuals, grad_QMO):
         return x_grad, None, None
 
     def step(w_grad, expert, start, stop):
-        def add(q, grad_IO):
-            return grad_IO + jnp.einsum("MI,MO->IO", x_QMI[q], grad_QMO[q], preferred_element_type=jnp.float32)
+        def add(grad_IO, q, count):
+            x_qMI, grad_qMO = (jax.lax.dynamic_slice_in_dim(each, q, count) for each in (x_QMI, grad_QMO))
+            return grad_IO + jnp.einsum("qMI,qMO->IO", x_qMI, grad_qMO, preferred_element_type=jnp.float32)
 
-        with jax.named_scope(BLOCK_LOOP):
-            grad_IO = jax.lax.fori_loop(start, stop, add, jnp.zeros(w_EIO.shape[1:], jnp.float32))
+        grad_IO = _each_run(start, stop, x_QMI.shape[0], add, jnp.zeros(w_EIO.shape[1:], jnp.float32))
         return w_grad.at[expert].set(grad_IO.astype(w_grad.dtype))
 
     return x_grad, _each_expert(blocks_E, step, jnp.zeros_like(w_EIO)), None

@@ -10,7 +10,7 @@ from fiat_jax.data.batches import TrainBatches
 from fiat_jax.data.layout import DecoderLayout, EncoderDecoderLayout
 from fiat_jax.errors import UserError
 from fiat_jax.models.config import DecoderConfig, EncoderDecoderConfig
-from fiat_jax.models.experts import BLOCK_LOOP, EXPERT_LOOP, block_rows, most_blocks
+from fiat_jax.models.experts import BLOCK_LOOP, EXPERT_LOOP, RUN, RUN_LOOP, block_rows, most_blocks
 from fiat_jax.models.lora import LoraConfig
 from fiat_jax.models.model import Model, ModelConfig
 from fiat_jax.planning import cautions
@@ -93,8 +93,13 @@ def expert_trips(model: Model, rows: int) -> dict[str, float]:
         rows *= ways  # those of all who hold other experts
     assigned, held = rows * c.experts_per_token, c.num_experts // ways
     experts = min(held, assigned)
-    blocks = most_blocks(assigned, held, block_rows(assigned, c.num_experts))
-    return {f"{EXPERT_LOOP}/while": experts, f"{BLOCK_LOOP}/while": blocks / experts}
+    blocks = most_blocks(assigned, held, block_rows(assigned, c.num_experts)) / experts
+    runs = blocks // RUN
+    return {
+        f"{EXPERT_LOOP}/while": experts,
+        f"{RUN_LOOP}/while": runs,
+        f"{BLOCK_LOOP}/while": blocks - runs * RUN,
+    }
 
 
 def batches_of(asked: TrainPlan, config: Any) -> TrainBatches:

@@ -298,6 +298,19 @@ def test_no_weight_is_gathered_to_decode():
     assert moved["DECODE"] < smallest <= moved["TRAIN"]
 
 
+def test_no_vocabulary_is_gathered_to_draw_from():
+    """Not of a step, and not of a prompt's last token: each device looks at its part of the logits."""
+    vocabulary = 1024  # no other dimension is as large
+    model = abstract_model(
+        dataclasses.replace(TINY, vocab_size=vocabulary), MeshConfig(1, 4, 2).build(), tuned=False, rules=DECODE
+    )
+    programs = compile_programs(model, NO_END, dataclasses.replace(CONFIG, slots=8, alternatives=3))
+    for program in (programs.decode, *programs.admit.values()):
+        exchanged = re.findall(r"= (.*) (?:all-gather|all-reduce|all-to-all|collective-permute)\(", program.as_text())
+        assert exchanged
+        assert not [shapes for shapes in exchanged if str(vocabulary) in re.findall(r"\d+", shapes)]
+
+
 def test_adapters_are_applied_and_others_may_take_their_place(one_device, prompts):
     model = model_of(TINY, one_device, lora=LoraConfig(rank=2))
     adapted = dataclasses.replace(model, trainable=jax.tree.map(lambda x: x + 0.1, model.trainable))

@@ -116,6 +116,7 @@ def test_a_file_without_hosts_is_named(bench):
     assert "hosts names no host" in bench.run(SSH, "hosts", "true", status=2)
 
 
+@pytest.mark.slow
 @pytest.mark.multihost
 def test_a_killed_process_ends_its_run_which_goes_on_by_itself(bench, tiny_run):
     process = bench.start(LOCAL, "2", *tiny_run)

@@ -111,6 +111,7 @@ def quick(bench, text: str) -> None:
     (bench.root / "bin" / "fiat").write_text(f"#!/bin/bash\nif [[ $1 == doctor ]]; then exit; fi\n{text}\n")
 
 
+@pytest.mark.slow
 def test_75_is_requeued_and_a_mistake_is_not(slurm):
     quick(slurm, "if [[ $1 == mistake ]]; then exit 2; fi; exit $((${SLURM_RESTART_COUNT:-0} ? 0 : 75 * SLURM_PROCID))")
     mistaken = submit(slurm, "--ntasks=2", LAUNCH / "slurm" / "job.sbatch", "fiat", "mistake")

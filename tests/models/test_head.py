@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from fiat_jax.models import head
-from fiat_jax.models.head import cross_entropy, target_log_probs
+from fiat_jax.models.head import cross_entropy, largest, likeliest, target_log_probs
 
 B, M, D, V = 3, 12, 8, 30
 
@@ -119,3 +119,18 @@ def test_bfloat16_states_give_a_float32_loss_and_gradients_of_their_own_dtype(ar
 def test_chunks_are_the_fewest_that_fit_and_divide_the_positions(positions, count, monkeypatch):
     monkeypatch.setattr(head, "LOGITS_PER_CHUNK", B * V * 4)
     assert head._chunk_count(B, positions, V) == count
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, V - 1])
+def test_the_likeliest_are_those_of_top_k(count):
+    rng = np.random.default_rng(0)
+    plain, tied = rng.normal(size=(4, V)), np.round(rng.normal(size=(4, V))) + 0.0  # no zero below zero
+    impossible = np.where(np.arange(V) == 7, -np.inf, rng.normal(size=(4, V)))
+    logits_NV = np.concatenate([plain, tied, impossible, np.zeros((1, V))]).astype(np.float32)
+    logits_NA, ids_NA = jax.jit(likeliest, static_argnums=1)(logits_NV, count)
+    expected = jax.lax.top_k(logits_NV, count)
+    np.testing.assert_array_equal(logits_NA, expected[0])
+    np.testing.assert_array_equal(ids_NA, expected[1])
+    if count:
+        for ours, first in zip(largest(logits_NV), (logits_NA, ids_NA), strict=True):
+            np.testing.assert_array_equal(ours, first[:, 0])

@@ -67,8 +67,15 @@ def on_one_device():
     return functools.cache(lambda kind, lora: measured(KINDS[kind], MeshConfig(1, 1, 1), TUNINGS[lora]))
 
 
-@pytest.mark.parametrize(("lora", "mesh"), [*(("LoRA", mesh) for mesh in PLAIN), ("all weights", "2x2x2")])
-@pytest.mark.parametrize("kind", KINDS)
+def cases():
+    """Every kind with every layout; `make test` has all of the decoder's, and those that divide most of the others."""
+    for kind in KINDS:
+        for lora, mesh in (*(("LoRA", mesh) for mesh in PLAIN), ("all weights", "2x2x2")):
+            quick = kind == "decoder" or mesh == "2x2x2"
+            yield pytest.param(kind, lora, mesh, marks=[] if quick else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("kind", "lora", "mesh"), list(cases()))
 def test_loss_and_gradients_are_those_of_one_device(kind, lora, mesh, on_one_device):
     same_as_on_one_device(kind, lora, mesh, on_one_device)
 

@@ -194,10 +194,14 @@ def test_loops_over_experts_run_as_often_as_blocks_can_be():
     assert few["experts_in_use/while"] == 8  # as many as there are assignments
     assert few["blocks_of_one/while"] == 1
     assert many["experts_in_use/while"] == 16
+    assert many["runs_of_one/while"] == 0
     assert many["blocks_of_one/while"] == (2000 // 128 + 16) / 16
+    plenty = trips(mixture, 10_000)
+    assert plenty["runs_of_one/while"] == 2
+    assert 4 * plenty["runs_of_one/while"] + plenty["blocks_of_one/while"] == (20_000 // 128 + 16) / 16
     spread = trips(mixture, 250, MeshConfig(data=2, expert=4))  # a device has 4 experts, and reads the rows of four
     assert spread["experts_in_use/while"] == 4
-    assert spread["blocks_of_one/while"] == (2000 // 128 + 4) / 4
+    assert 4 * spread["runs_of_one/while"] + spread["blocks_of_one/while"] == (2000 // 128 + 4) / 4
 
 
 def test_an_example_longer_than_a_row_is_refused(asked):
