@@ -242,6 +242,7 @@ def test_texts_that_are_scored_are_counted_like_others(server):
     assert server.settled()
 
 
+@pytest.mark.slow
 def test_after_floods_of_faults_neither_files_nor_memory_are_left(unharmed):
     """200 at once, each with a fault of its own; what the first two floods warmed up is all there is."""
 

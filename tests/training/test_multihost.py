@@ -78,9 +78,8 @@ def test_a_signal_to_one_process_stops_both_and_both_go_on(tmp_path, spawn, alon
     np.testing.assert_allclose(losses(tmp_path / "two"), alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("victim", "then"), [(1, 1), pytest.param(0, 2, marks=pytest.mark.slow), pytest.param(1, 4, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "then"), [(1, 1), (0, 2), (1, 4)])
 def test_a_killed_process_is_named_by_the_other_which_ends_and_any_number_go_on(tmp_path, spawn, alone, victim, then):
     workdir = tmp_path / "run"
     pair = start(spawn, workdir, arguments=("--pause", 0.1))
