@@ -130,7 +130,7 @@ def _grouped(experts_A: jax.Array, num_experts: int, block: int) -> tuple[jax.Ar
     ahead_E = (jnp.cumsum(blocks_E) - blocks_E) * block - (jnp.cumsum(counts_E) - counts_E)  # of its place in order
     ordered_A = jnp.take(experts_A, order_A)
     places_A = jnp.where(ordered_A < num_experts, ahead_E.at[ordered_A].get(mode="clip") + jnp.arange(A), M)
-    assigned_M = jnp.full(M, A).at[places_A].set(order_A, mode="drop", unique_indices=True)
+    assigned_M = jnp.full(M, A).at[places_A].set(order_A, mode="drop")
     return assigned_M, jnp.zeros_like(places_A).at[order_A].set(places_A, unique_indices=True), blocks_E
 
 
@@ -192,7 +192,7 @@ def _each_run(start, stop, most: int, step, carry):
 
 
 def _products(x_QM, w_E, blocks_E, equation: str, outputs: int):
-    (Q, M, inputs) = x_QM.shape
+    Q, M, inputs = x_QM.shape
 
     def step(out_QM, expert, start, stop):
         w = w_E[expert]
