@@ -10,7 +10,7 @@ from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 if version("jax").startswith("0.10."):  # gradients compile three times faster; later versions lack the flag, and abort
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # One program is compiled once a session, by one of xdist's workers, also where tests start processes.
@@ -26,6 +26,7 @@ import fsspec
 import jax
 import pytest
 from support.endpoint import Endpoint
+from support.once import made_once
 from support.world import IMPORT, SETTINGS, World, make_world
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -54,13 +55,22 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory) -> World:
+def new_project(tmp_path_factory):
+    """Return a function that puts into a folder the tiny world `project`."""
+
+    def make(root: Path) -> None:
+        world = make_world(root)
+        assert world.main("data", "split", "data/weather.jsonl", "--out=weather", "--stratify=lang,answer") == 0
+        assert world.main("init", "weather/train.jsonl", "--out=.") == 0
+        assert world.main("reason", "--import=data/weather.jsonl", "--gin_file=weather.gin", *IMPORT) == 0
+
+    return lambda folder: World(made_once(tmp_path_factory, "project", make, folder))
+
+
+@pytest.fixture(scope="session")
+def project(new_project, tmp_path_factory) -> World:
     """A tiny world whose task weather is split, drafted, and has its reasoning in the store."""
-    world = make_world(tmp_path_factory.mktemp("project") / "world")
-    assert world.main("data", "split", "data/weather.jsonl", "--out=weather", "--stratify=lang,answer") == 0
-    assert world.main("init", "weather/train.jsonl", "--out=.") == 0
-    assert world.main("reason", "--import=data/weather.jsonl", "--gin_file=weather.gin", *IMPORT) == 0
-    return world
+    return new_project(tmp_path_factory.mktemp("project") / "world")
 
 
 @pytest.fixture
@@ -71,10 +81,17 @@ def endpoint():
 
 
 @pytest.fixture(scope="session")
-def trained(project) -> World:
+def trained(project, new_project, tmp_path_factory) -> World:
     """The same after `fiat train --workdir=run`, whose output is in run.txt."""
-    done = project.fiat("train", "--workdir=run", "--gin_file=weather.gin", *SETTINGS)
-    (project.root / "run.txt").write_text(done.stdout)
+
+    def make(folder: Path) -> None:
+        world = new_project(folder / "world")
+        done = world.fiat("train", "--workdir=run", "--gin_file=weather.gin", *SETTINGS)
+        (folder / "run.txt").write_text(done.stdout)
+        (world.root / "run").rename(folder / "run")
+        shutil.rmtree(world.root)
+
+    made_once(tmp_path_factory, "trained", make, project.root)
     return project
 
 

@@ -177,6 +177,15 @@ def test_importing_seqio_prints_nothing():
     assert (quiet.stdout, quiet.stderr) == (b"", b"")
 
 
+def test_keras_is_loaded_only_by_whoever_asks_for_it():
+    code = (
+        "import sys; from fiat_jax.data.seqio_import import seqio, tf; import tensorflow_text as text;"
+        "assert 'keras' not in sys.modules;"
+        "assert issubclass(text.keras.layers.ToDense, tf.keras.layers.Layer); import keras; keras.Model"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_what_was_written_during_an_import_is_shown_only_if_it_fails(capfd):
     from fiat_jax.data.seqio_import import stderr_kept_for_failures
 

@@ -56,6 +56,7 @@ def built(tmp_path_factory):
     return out, recipe
 
 
+@pytest.mark.slow
 def test_models_can_be_made_from_nothing(built):
     from safetensors.numpy import load_file
 
@@ -65,6 +66,7 @@ def test_models_can_be_made_from_nothing(built):
     assert any(not np.array_equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_what_is_made_is_not_made_again(built):
     out, recipe = built
     made = (out / "tiny" / "model.safetensors").stat().st_mtime_ns

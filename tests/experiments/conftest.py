@@ -1,10 +1,12 @@
 import contextlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.once import made_once
 from support.world import SETTINGS, World
 
 from fiat_jax.config import Config
@@ -52,8 +54,14 @@ class Ran:
 
 
 @pytest.fixture(scope="session")
-def experiment(project) -> Ran:
+def experiment(project, new_project, tmp_path_factory) -> Ran:
     """Three paradigms, two sizes, two learning rates."""
-    project.fiat("experiment", *ARGUMENTS, "--workdir=experiment")
-    workdir = project.root / "experiment"
+
+    def make(folder: Path) -> None:
+        world = new_project(folder / "world")
+        world.fiat("experiment", *ARGUMENTS, "--workdir=experiment")
+        (world.root / "experiment").rename(folder / "experiment")
+        shutil.rmtree(world.root)
+
+    workdir = made_once(tmp_path_factory, "experiment", make, project.root) / "experiment"
     return Ran(project, ARGUMENTS, workdir, json.loads((workdir / "results.json").read_text()))

@@ -38,7 +38,7 @@ EXPERTS = dataclasses.replace(TINY, num_experts=4, experts_per_token=2, mlp_widt
 READER = EncoderDecoderConfig(
     vocab_size=61, width=32, num_layers=2, num_decoder_layers=3, num_heads=4, head_dim=8, mlp_width=48, num_buckets=8
 )
-CONFIG = EngineConfig(slots=4, slot_length=48, block=4, prefill_rows=2, shortest_bucket=16, stops=2, stop_length=3)
+CONFIG = EngineConfig(slots=4, slot_length=48, block=4, prefill_rows=2, shortest_bucket=24, stops=2, stop_length=3)
 SHARED = dataclasses.replace(CONFIG, prefix_length=700)
 NO_END = -5
 
@@ -382,7 +382,8 @@ def test_more_memory_than_there_is_is_refused_before_anything_is_compiled(model,
 def test_the_bytes_that_are_counted_are_those_that_are_kept(config, mesh):
     model = model_of(config, mesh.build(jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]))
     prefix = 0 if config is READER else 700
-    engine = Engine(model, NO_END, dataclasses.replace(CONFIG, slots=8, prefill_rows=4, prefix_length=prefix))
+    shapes = {"slots": 8, "prefill_rows": 4, "shortest_bucket": CONFIG.slot_length}
+    engine = Engine(model, NO_END, dataclasses.replace(CONFIG, **shapes, prefix_length=prefix))
     kept = [x for x in jax.tree.leaves(engine._slots.kept) if x.ndim == 5]
     if prefix:
         kept += [x for x in jax.tree.leaves(engine._prefixes.get("")) if x.ndim == 4] * 2

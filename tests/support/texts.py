@@ -7,13 +7,14 @@ from fiat_jax.inference.requests import Request
 from fiat_jax.models.model import logits
 
 
-def engine_texts(model, prompts, count, end=-1, **settings):
-    """The engine's new tokens of each prompt, up to the end token."""
+def engine_texts(model, prompts, count, end=-1, alone=False, **settings):
+    """The engine's new tokens of each prompt, up to the end token; alone, each is answered before the next is asked."""
     length = max(map(len, prompts)) + count
     shapes = {"slots": 4, "slot_length": length, "prefill_rows": 2, "shortest_bucket": length} | settings
     engine = Engine(model, end, EngineConfig(**shapes))
-    found = engine.generate([Request(tuple(map(int, ids)), count) for ids in prompts])
-    return [list(one.tokens) for (one,) in found]
+    requests = [Request(tuple(map(int, ids)), count) for ids in prompts]
+    groups = [[request] for request in requests] if alone else [requests]
+    return [list(one.tokens) for group in groups for (one,) in engine.generate(group)]
 
 
 def full_pass_texts(model, prompts, count):

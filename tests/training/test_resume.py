@@ -23,6 +23,7 @@ def same_arrays(a, b) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_steps_and_in_an_evaluation_is_the_same_run(tmp_path, spawn, log_of):
     straight = spawn(tmp_path / "straight")
     told = straight.communicate()[0]
