@@ -44,6 +44,7 @@ def run_experiment(
     `engine` makes the trained cells where they are not made here.
     One shard of several makes its own cells alone; the one after which all are made writes the results.
     """
+    begun = time.monotonic()
     plan, search = plan_of(experiment), experiment.search
     check_processes(experiment.processes)
     means = Means(experiment.underrepresented)
@@ -67,7 +68,7 @@ def run_experiment(
                 highlight=False,
             )
             return []
-    return _run(plan, search, experiment.against, "experiment", workdir, console, means)
+    return _run(plan, search, experiment.against, "experiment", workdir, console, begun, means)
 
 
 def plan_of(experiment: Experiment) -> Plan:
@@ -84,10 +85,10 @@ def plan_of(experiment: Experiment) -> Plan:
 
 def run_training(run: Run, workdir: Path, console: Console) -> list[dict[str, Any]]:
     """Train one paradigm on all training rows, report it, and leave a bundle in the working directory."""
-    paradigm = find_paradigm(run.paradigm, run.own)
+    begun, paradigm = time.monotonic(), find_paradigm(run.paradigm, run.own)
     bench = Bench(run, (0,), [paradigm])
     cells = bench.cells([paradigm], (0,), (run.train.seed,))
-    rows = _run([(bench, cell) for cell in cells], [Point.of(run)], run.paradigm, "train", workdir, console)
+    rows = _run([(bench, cell) for cell in cells], [Point.of(run)], run.paradigm, "train", workdir, console, begun)
     if is_main() and paradigm.trained:
         link(workdir / "bundle", Path("cells", cells[0].name, "bundle"))
     return rows
@@ -109,9 +110,10 @@ def _run(
     verb: str,
     workdir: Path,
     console: Console,
+    begun: float,
     means: Means | None = None,
 ) -> list[dict[str, Any]]:
-    begun, renew = time.monotonic(), verb == "experiment"
+    renew = verb == "experiment"
     made = [(bench, run_cell(bench, cell, search, workdir, console, renew=renew)) for bench, cell in plan]
     found = figures_of(made, against, means, workdir)
     if is_main():

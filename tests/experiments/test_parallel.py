@@ -55,6 +55,7 @@ def test_then_it_goes_on_and_every_cell_trains_as_it_does_alone(experiment, fini
         np.testing.assert_allclose(ours, alone, rtol=1e-3)
     results = json.loads((finished.workdir / "results.json").read_text())
     assert {row["cell"] for row in results["rows"]} == cells
+    assert results["seconds"] > max(facts.get("seconds", 0) for facts in results["details"]["cells"].values())
 
 
 def test_a_mistake_in_a_process_is_told_as_one(experiment, finished):

@@ -43,7 +43,10 @@ def origin(run: Finished) -> Section:
         parts.append(Table("What selection chose", columns, cells))
     if run.settings:
         parts.append(Text("All settings (config.gin)", run.settings))
-    text = f"fiat {results['verb']}, {count(results['seconds'])} s. The predictions have the hashes that are told here."
+    text = (
+        f"fiat {results['verb']}, whose last call took {count(results['seconds'])} s. The predictions have the hashes "
+        "that are told here."
+    )
     return Section("origin", "Where this is from", text, parts)
 
 
