@@ -95,7 +95,10 @@ def tokenise(provider: "seqio.Task | seqio.Mixture", split: str, draws: int | No
         raise UserError(
             f"{provider.name}: say how many examples to draw of a mixture, which never ends, and of no task"
         )
-    dataset = _dataset(provider, tasks, split, draws)
+    rendered = all(any(isinstance(step, RenderRows) for step in task.preprocessors) for task in tasks)
+    # whoever has TensorFlow rewrite functions has it look into every module, which loads Keras: 3 s
+    make = tf.autograph.experimental.do_not_convert(_dataset) if rendered else _dataset
+    dataset = cast(Any, make)(provider, split, draws, _SIDE_FEATURES if rendered else ())
     count = itertools.count()
     try:
         for batch in cast(Any, dataset.ragged_batch(_READ_AT_ONCE)):
@@ -108,13 +111,11 @@ def tokenise(provider: "seqio.Task | seqio.Mixture", split: str, draws: int | No
         raise
 
 
-def _dataset(provider: Any, tasks: Sequence["seqio.Task"], split: str, draws: int | None) -> "tf.data.Dataset":
+def _dataset(provider: Any, split: str, draws: int | None, side: Sequence[str]) -> "tf.data.Dataset":
     """The unbatched dataset, with the features that become an example."""
     if draws is None:
         dataset = provider.get_dataset(None, split, shuffle=False, try_in_mem_cache=False)
     else:
-        rendered = all(any(isinstance(step, RenderRows) for step in task.preprocessors) for task in tasks)
-        side = _SIDE_FEATURES if rendered else ()
         dataset = provider.get_dataset(None, split, shuffle=False, passthrough_features=side).take(draws)
     wanted = [name for name in ("inputs", "targets", *_SIDE_FEATURES) if name in dataset.element_spec]
     return dataset.map(lambda element: {name: element[name] for name in wanted})

@@ -177,13 +177,23 @@ def test_importing_seqio_prints_nothing():
     assert (quiet.stdout, quiet.stderr) == (b"", b"")
 
 
-def test_keras_is_loaded_only_by_whoever_asks_for_it():
-    code = (
-        "import sys; from fiat_jax.data.seqio_import import seqio, tf; import tensorflow_text as text;"
-        "assert 'keras' not in sys.modules;"
-        "assert issubclass(text.keras.layers.ToDense, tf.keras.layers.Layer); import keras; keras.Model"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_keras_is_loaded_only_by_whoever_asks_for_it(tokenizer):
+    code = """if True:
+        import sys
+        from test_seqio_tasks import TASK, Rendered, Segment, make_seqio_task, rows_of, tokenise
+        from fiat_jax.prompts.tokenizer import Tokenizer
+        tokenizer, rows = Tokenizer.from_directory(sys.argv[1]), {"train": rows_of(["a", "b"])}
+        rendered = Rendered((Segment("answer", "", (1, 2)),), {})
+        task = make_seqio_task(TASK, rows, lambda _: rendered, tokenizer, {})
+        assert len(list(tokenise(task, "train"))) == 2
+        assert "keras" not in sys.modules
+        import keras, tensorflow as tf, tensorflow_text as text
+        assert issubclass(text.keras.layers.ToDense, tf.keras.layers.Layer)
+        assert tf.keras.Model is keras.Model
+    """
+    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", code, str(tokenizer.source)]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=True)
 
 
 def test_what_was_written_during_an_import_is_shown_only_if_it_fails(capfd):

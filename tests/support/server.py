@@ -24,7 +24,7 @@ class Server:
     def __init__(self, world: World, *arguments: str, env: dict[str, str] | None = None, before: str = ""):
         program = ["-c", f"{before}\nimport sys\nfrom fiat_jax.cli import main\nsys.exit(main())"]
         command = [sys.executable, *(program if before else ["-m", "fiat_jax"]), "serve", "--gin.Serve.port=0"]
-        command += arguments
+        command += ["--gin.Serve.shortest_bucket=512", *arguments]  # few programs to compile
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         self.process = subprocess.Popen(command, cwd=world.root, env=world.env | (env or {}), text=True, **pipes)
         self.lines: list[str] = []
