@@ -1,6 +1,8 @@
 """Log-probabilities of given targets, teacher-forced: how labels are ranked."""
 
+import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,6 +11,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fiat_jax.models.attention import Prefix
 from fiat_jax.models.model import Model
+
+
+@functools.lru_cache(maxsize=4)  # the cells of an experiment score with few programs in turn
+def _program(model: Model) -> Any:
+    return jax.jit(model.log_probs, out_shardings=NamedSharding(model.mesh, PartitionSpec()))
 
 
 class TargetScorer:
@@ -20,7 +27,7 @@ class TargetScorer:
 
     def __init__(self, model: Model):
         self.model = model
-        self._run = jax.jit(model.log_probs, out_shardings=NamedSharding(model.mesh, PartitionSpec()))
+        self._run = _program(model.shared())
         self._rows = NamedSharding(model.mesh, PartitionSpec(model.build.rules.batch))
 
     def __call__(

@@ -52,7 +52,7 @@ class ModelConfig:
                 raise UserError(f"model {name} is {value!r}; known are {', '.join(known)}.{did_you_mean(value, known)}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A decoder or an encoder-decoder on a mesh.
 
@@ -81,6 +81,12 @@ class Model:
         ):  # all weights are trained: float32 copies are kept, these compute
             trainable = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, trainable)
         return nnx.merge(self.graphdef, trainable, frozen)
+
+    def shared(self) -> "Model":
+        """Return one model for all of this structure, without arrays: what is jitted of it serves every one of them."""
+        key = (self.config, self.mesh, self.build, self.graphdef, self.lora is None)
+        bare = dataclasses.replace(self, trainable=None, frozen=None, directory="", hf_config={}, fingerprint="")
+        return _STRUCTURES.setdefault(key, bare)
 
     def skeleton(self) -> Decoder | EncoderDecoder:
         """Return the module, for what needs its configuration alone: its arrays may be mere shapes."""
@@ -138,6 +144,9 @@ class Model:
         trainable = self.trainable if trainable is None else trainable
         tuned = self.lora is None and len(trainable) > 0
         return trainable if tuned else nnx.filter_state(self.frozen, Weight)
+
+
+_STRUCTURES: dict[Any, Model] = {}
 
 
 def _module(config: Config, build: Build, rngs: nnx.Rngs) -> Decoder | EncoderDecoder:

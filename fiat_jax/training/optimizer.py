@@ -1,6 +1,7 @@
 """AdamW or Muon with warm-up and decay, clipping, LoRA+'s faster B, and an average of what was trained."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -74,15 +75,11 @@ class OptimizerConfig:
         )
 
     def build(self, num_steps: int) -> optax.GradientTransformation:
-        """Return the optimizer of a run of `num_steps` steps."""
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
-            self._algorithm(num_steps),
-            optax.masked(optax.scale(self.lora_plus_ratio), lambda tree: _by_name(tree, lambda name: name == "b")),
-            averaging(self.average) if self.average else optax.identity(),
-        )
+        """Return the optimizer of a run of `num_steps` steps: one object, so that runs may share what it is part of."""
+        return _built(self, num_steps)
 
-    def _algorithm(self, num_steps: int) -> optax.GradientTransformation:
+    def algorithm_of(self, num_steps: int) -> optax.GradientTransformation:
+        """Return what makes updates of gradients, without clipping and averages."""
         rates = self.learning_rates(num_steps)
         if self.algorithm == "muon":
             return contrib.muon(
@@ -102,6 +99,16 @@ class OptimizerConfig:
             weight_decay=self.weight_decay,
             mask=lambda tree: _by_name(tree, lambda name: name != "gain"),
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _built(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        config.algorithm_of(num_steps),
+        optax.masked(optax.scale(config.lora_plus_ratio), lambda tree: _by_name(tree, lambda name: name == "b")),
+        averaging(config.average) if config.average else optax.identity(),
+    )
 
 
 class Average(NamedTuple):

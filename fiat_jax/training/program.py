@@ -15,14 +15,22 @@ from fiat_jax.training.step import TrainState, train_step
 
 
 def jit_step(model: Model, config: TrainConfig, optimizer: optax.GradientTransformation) -> Any:
-    """Return the jitted step(state, frozen, batch) of a run; it overwrites its state."""
+    """Return the jitted step(state, frozen, batch) of a run; it overwrites its state.
+
+    Runs that differ in nothing that it is compiled from have one, such as an experiment's seeds without dropout.
+    """
     dropout = any(slot.dropout for _, slot in model.build.slots)
+    return _jitted(model.shared(), optimizer, config.accumulate, config.seed if dropout else None)
+
+
+@functools.lru_cache(maxsize=4)  # as many rates and sizes may take turns in a cell
+def _jitted(model: Model, optimizer: optax.GradientTransformation, parts: int, seed: int | None) -> Any:
     step = functools.partial(
         train_step,
         loss_fn=model.loss,
         optimizer=optimizer,
-        parts=config.accumulate,
-        dropout_key=jax.random.fold_in(jax.random.key(config.seed), 1) if dropout else None,
+        parts=parts,
+        dropout_key=None if seed is None else jax.random.fold_in(jax.random.key(seed), 1),
     )
     return jax.jit(step, donate_argnums=0)
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support.tiny_run import LORA, STEADY, likelihood, tiny_batches, tiny_model
+from support.tiny_run import CONFIG, LORA, STEADY, likelihood, tiny_batches, tiny_model
 
 from fiat_jax.sharding import MeshConfig
+from fiat_jax.training.program import jit_step
 from fiat_jax.training.step import TrainState, train_step
 
 ADAPTER_MESHES = [(2, 2, 2), (1, 2, 4)]  # others: tests/models/test_meshes.py
@@ -52,6 +53,35 @@ def test_tokens_are_counted_without_padding(model):
     step, state = step_of(model)
     counted = step(state, model.frozen, batch)[1]["tokens"]
     assert counted == (batch["segments"] > 0).sum() < batch["tokens"].size
+
+
+def test_runs_that_differ_in_seed_and_weights_alone_share_one_program(model):
+    optimizer, other, batch = CONFIG.optimizer.build(20), tiny_model(seed=1), tiny_batches().local(0, 0, 1)
+    step = jit_step(model, CONFIG, optimizer)
+    assert jit_step(other, dataclasses.replace(CONFIG, seed=1), CONFIG.optimizer.build(20)) is step
+    losses = []
+    for one in (model, other):
+        alone, state = step_of(one, optimizer=optimizer)
+        wanted = alone(state, one.frozen, batch)[1]["loss"]
+        losses.append(float(step(jax.tree.map(jnp.copy, state), one.frozen, batch)[1]["loss"]))
+        np.testing.assert_allclose(losses[-1], wanted, rtol=1e-6)
+    assert losses[0] != losses[1]
+    assert step._cache_size() == 1
+
+
+def test_runs_that_compute_something_else_have_programs_of_their_own(model):
+    optimizer = CONFIG.optimizer.build(20)
+    dropped = tiny_model(lora=dataclasses.replace(LORA, dropout=0.5))
+    runs = [
+        (model, CONFIG, optimizer),
+        (model, CONFIG, CONFIG.optimizer.build(21)),
+        (model, dataclasses.replace(CONFIG, accumulate=2), optimizer),
+        (tiny_model(lora=dataclasses.replace(LORA, rank=2)), CONFIG, optimizer),
+        (dropped, CONFIG, optimizer),
+        (dropped, dataclasses.replace(CONFIG, seed=1), optimizer),
+    ]
+    steps = [jit_step(*run) for run in runs]
+    assert len({id(step) for step in steps}) == len(runs)
 
 
 def test_a_step_moves_the_adapter_alone(model):
