@@ -96,7 +96,7 @@ def tokenise(provider: "seqio.Task | seqio.Mixture", split: str, draws: int | No
             f"{provider.name}: say how many examples to draw of a mixture, which never ends, and of no task"
         )
     rendered = all(any(isinstance(step, RenderRows) for step in task.preprocessors) for task in tasks)
-    # whoever has TensorFlow rewrite functions has it look into every module, which loads Keras: 3 s
+    # whoever has TensorFlow rewrite functions has it look into every module, which loads Keras: 2 s
     make = tf.autograph.experimental.do_not_convert(_dataset) if rendered else _dataset
     dataset = cast(Any, make)(provider, split, draws, _SIDE_FEATURES if rendered else ())
     count = itertools.count()
