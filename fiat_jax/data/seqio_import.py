@@ -64,7 +64,7 @@ def loaded_when_used(module: str) -> Iterator[None]:
 # Errors of the pipeline come back as exceptions; the log would repeat them with a C++ trace.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # JAX has set it to 1
 with stderr_kept_for_failures():
-    # Keras, which nothing here uses, would add 2 s and 160 MB: TensorFlow loads it, and tensorflow_text makes layers of it
+    # Keras, which nothing here uses, adds 2 s and 160 MB: TensorFlow loads it, and tensorflow_text makes layers of it
     with keras_not_installed():
         import tensorflow as tf
     with loaded_when_used("tensorflow_text.python.keras"):
