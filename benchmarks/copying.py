@@ -1,9 +1,10 @@
-"""How often a tuned model's number is the large model's, by its digits and by how often training rows have it.
+"""How often a tuned model answers as the large one does, by the answer's length and by how often it was trained on.
 
     .venv/bin/python benchmarks/copying.py TRAIN.jsonl WORKDIR/predictions 'fiat@instructed-650-seed*'
 
-Training rows have `big_answer`, what the large model's reasoning ends in: the number that θ_τ has to write again. The
-predictions are those of `fiat experiment`, icl's among them; the files that a pattern names are counted together.
+Training rows have `big_answer`, what the large model's reasoning ends in: the number that θ_τ has to write again, or
+the choice that it has to rank first. The predictions are those of `fiat experiment`, icl's among them; the files that a
+pattern names are counted together.
 """
 
 import argparse
@@ -26,20 +27,26 @@ def main() -> None:
     large = {one.id: one for one in read_predictions(given.predictions / "icl.jsonl")}
     files = sorted(given.predictions.glob(f"{given.pattern}.jsonl"))
     assert files, f"no {given.pattern}.jsonl in {given.predictions}"
-    asked, copied, mended = Counter(), Counter(), 0
+    asked, copied, mended, shorter = Counter(), Counter(), 0, 0
     for file in files:
         for one in read_predictions(file):
-            number = str(large[one.id].prediction)
-            same = one.prediction == number
+            answer = str(large[one.id].prediction)
+            same = one.prediction == answer
             mended += not same and one.prediction == one.gold
-            often = "3 or more" if seen[number] > 2 else seen[number]
-            for kind in ("all", f"{len(number)} digits", f"in {often} training rows"):
+            shorter += not same and len(one.prediction or "") < len(answer)
+            kinds = ["all", f"in {'3 or more' if seen[answer] > 2 else seen[answer]} training rows"]
+            if one.scores is None:
+                kinds.append(f"{len(answer)} digits")
+            else:
+                kinds.append(f"{len(answer.split())} words" if answer in one.scores else "none of the choices")
+            for kind in kinds:
                 asked[kind] += 1
                 copied[kind] += same
     print(f"{len(files)} runs, rows that answer as the large model does (of rows, per cent):")
     for kind, count in sorted(asked.items()):
         print(f"  {kind:26} {copied[kind]:4} of {count:4}  {100 * copied[kind] / count:5.1f}")
-    print(f"right where they answer otherwise: {mended} of {asked['all'] - copied['all']}")
+    others = asked["all"] - copied["all"]
+    print(f"where they answer otherwise: {mended} of {others} right, {shorter} with a shorter answer")
 
 
 if __name__ == "__main__":

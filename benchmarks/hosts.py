@@ -160,7 +160,7 @@ def input_pipeline() -> dict:
     each = []
     for step in range(first, first + 400):
         at = time.process_time()
-        batches.local(step, 0, 1)
+        batches.batch(step)
         each.append(time.process_time() - at)
     return {
         "rows": steps * ROWS,
@@ -179,8 +179,8 @@ def part_of_run(steps: int) -> dict:
 
     from fiat_jax.data.batches import TrainBatches
     from fiat_jax.experiments import runtime
-    from fiat_jax.sharding import MeshConfig
-    from fiat_jax.training.program import batch_sharding, jit_step
+    from fiat_jax.sharding import MeshConfig, divided
+    from fiat_jax.training.program import jit_step
     from fiat_jax.training.step import TrainState
 
     runtime.start()
@@ -188,14 +188,13 @@ def part_of_run(steps: int) -> dict:
     with jax.set_mesh(mesh):
         model, config = shaped(mesh)
         batches = TrainBatches(random_examples(ROWS * steps, LENGTH + 1, LENGTH + 1), LENGTH, ROWS, seed=0)
-        optimizer, sharding = config.optimizer.build(steps), batch_sharding(model)
+        optimizer = config.optimizer.build(steps)
         step = jit_step(model, config, optimizer)
         state = TrainState(jax.numpy.int32(0), model.trainable, optimizer.init(model.trainable))
         seconds = []
         for index in range(steps):
             begun = time.perf_counter()
-            mine = batches.local(index, jax.process_index(), jax.process_count())
-            batch = {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in mine.items()}
+            batch = divided(mesh, model.build.rules, batches.batch(index))
             state, metrics = step(state, model.frozen, batch)
             tokens = int(metrics["tokens"])
             seconds.append(time.perf_counter() - begun)

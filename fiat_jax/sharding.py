@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -138,6 +138,21 @@ def check_batch(mesh: Mesh, rules: ShardingRules, batch_rows: int, accumulate: i
             f"a batch of {batch_rows} rows in {accumulate} accumulation steps is not divided by the mesh, which splits "
             f"rows {ways} ways (mesh {dict(mesh.shape)}): use a multiple of {ways * accumulate} rows, or another mesh"
         )
+
+
+def batch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
+    """Return how the arrays of a batch lie: their rows over the devices."""
+    return NamedSharding(mesh, PartitionSpec(rules.batch))
+
+
+def divided(mesh: Mesh, rules: ShardingRules, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Return a batch, of which every process has the whole, by its rows over the devices.
+
+    Which rows a process needs follows from where its devices lie in the mesh: on a TPU slice not in the order of
+    processes, and with devices of two of them on one tensor axis both need the same.
+    """
+    rows = batch_sharding(mesh, rules)
+    return {name: jax.make_array_from_callback(x.shape, rows, x.__getitem__) for name, x in batch.items()}
 
 
 def named(mesh: Mesh, rules: ShardingRules, shape: Sequence[int], axes: Sequence[str | None]) -> NamedSharding:

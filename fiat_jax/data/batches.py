@@ -62,17 +62,13 @@ class TrainBatches:
 
     def batch(self, step: int) -> Batch:
         """The whole batch of a step; `DecoderLayout` says what is in it."""
-        return self.local(step, 0, 1)
+        epoch, index = self.locate(step)
+        return self._packer.cut(self._plan(epoch), index)
 
     def row_ids(self, step: int) -> list[str]:
         """The ids of the examples in the batch of a step."""
         epoch, index = self.locate(step)
         return self._packer.row_ids(self._plan(epoch), index)
-
-    def local(self, step: int, process_index: int, process_count: int) -> Batch:
-        """The rows of `batch(step)` that belong to one of `process_count` hosts, in order; only these are read."""
-        epoch, index = self.locate(step)
-        return self._packer.cut(self._plan(epoch), index, process_index, process_count)
 
     def _plan(self, epoch: int) -> Plan:
         found = self._plans.get(epoch)
@@ -126,11 +122,7 @@ class ScoringBatches:
 
     def batch(self, index: int) -> Batch:
         """One whole batch; `DecoderLayout` says what is in it."""
-        return self.local(index, 0, 1)
-
-    def local(self, index: int, process_index: int, process_count: int) -> Batch:
-        """The rows of `batch(index)` that belong to one of `process_count` hosts, in order."""
-        return self._packer.cut(self._plan, index, process_index, process_count)
+        return self._packer.cut(self._plan, index)
 
     def gather(self, scores: Iterable[np.ndarray]) -> list[np.ndarray]:
         """The scores of each example's candidates, float64, summed over their tokens.
@@ -180,14 +172,8 @@ class _Packer:
             self.passages.row_ids[int(example)] for example in rows.examples[rows.starts[start] : rows.starts[stop]]
         ]
 
-    def cut(self, rows: Plan, index: int, process_index: int, process_count: int) -> Batch:
-        """One host's rows of one batch of a plan."""
-        start, stop = self.bounds(rows, index)
-        if self.batch_rows % process_count:
-            raise UserError(
-                f"a batch of {self.batch_rows} rows cannot be divided among {process_count} hosts; "
-                f"use a multiple of {process_count} rows"
-            )
-        share = self.batch_rows // process_count
-        first = min(start + process_index * share, stop)
-        return self.layout.assemble(self.passages, rows, range(first, min(first + share, stop)), share, self.capacity)
+    def cut(self, rows: Plan, index: int) -> Batch:
+        """One batch of a plan."""
+        return self.layout.assemble(
+            self.passages, rows, range(*self.bounds(rows, index)), self.batch_rows, self.capacity
+        )

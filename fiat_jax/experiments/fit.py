@@ -1,7 +1,6 @@
 """One trained paradigm: the search over learning rates, ranks and epochs, and the best of it."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,8 +74,8 @@ class Fit:
 
 
 def scoring_rows(batch_rows: int, model: Model) -> int:
-    """Return the rows of a scoring batch: twice those of a training batch, and divided by mesh and hosts."""
-    ways = math.lcm(axis_size(model.mesh, model.build.rules.batch), jax.process_count())
+    """Return the rows of a scoring batch: twice those of a training batch, and divided by the mesh."""
+    ways = axis_size(model.mesh, model.build.rules.batch)
     return -(-2 * batch_rows // ways) * ways
 
 

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fiat_jax.models.attention import Prefix
 from fiat_jax.models.model import Model
+from fiat_jax.sharding import divided
 
 
 @functools.lru_cache(maxsize=4)  # the cells of an experiment score with few programs in turn
@@ -28,7 +29,6 @@ class TargetScorer:
     def __init__(self, model: Model):
         self.model = model
         self._run = _program(model.shared())
-        self._rows = NamedSharding(model.mesh, PartitionSpec(model.build.rules.batch))
 
     def __call__(
         self, batch: Mapping[str, np.ndarray], prefix: Prefix | None = None, trainable: nnx.State | None = None
@@ -38,9 +38,6 @@ class TargetScorer:
         `batch` is the whole one on every host; positions count from the end of the prefix (of a decoder) on.
         `trainable` stands in for the model's own, say in the middle of training; the compiled programs stay.
         """
-        rows, process = len(batch["targets"]), jax.process_index()
-        share = rows // jax.process_count()
-        local = {name: array[process * share : (process + 1) * share] for name, array in batch.items()}
-        placed = {n: jax.make_array_from_process_local_data(self._rows, array) for n, array in local.items()}
+        placed = divided(self.model.mesh, self.model.build.rules, batch)
         trainable = self.model.trainable if trainable is None else trainable
         return self._run(trainable, self.model.frozen, placed, prefix)

@@ -16,13 +16,13 @@ from fiat_jax.checkpoint import open_checkpoints
 from fiat_jax.distributed import any_process, check_shared, from_main, is_main
 from fiat_jax.errors import Interrupted, UserError
 from fiat_jax.models.model import Model
-from fiat_jax.sharding import check_batch
+from fiat_jax.sharding import check_batch, divided
 from fiat_jax.training.config import TrainConfig
 from fiat_jax.training.goodput import Goodput, goodput
 from fiat_jax.training.interrupt import Signals
 from fiat_jax.training.log import Listener, TrainLog
 from fiat_jax.training.optimizer import averaged
-from fiat_jax.training.program import abstract_state, batch_sharding, jit_step
+from fiat_jax.training.program import abstract_state, jit_step
 from fiat_jax.training.step import TrainState
 from fiat_jax.training.watch import stepping
 
@@ -37,7 +37,7 @@ class Batches(Protocol):
     """Global batches by position, as `data.TrainBatches` gives them."""
 
     def num_steps(self, epochs: int) -> int: ...
-    def local(self, step: int, process_index: int, process_count: int) -> Mapping[str, np.ndarray]: ...
+    def batch(self, step: int) -> Mapping[str, np.ndarray]: ...
     def row_ids(self, step: int) -> Sequence[str]: ...
 
 
@@ -156,7 +156,7 @@ def train(
                 account.write(step, at_once=True)
                 raise Interrupted(step, num_steps)
             with account.spent("data"):
-                batch = run.to_devices(batches.local(step, jax.process_index(), jax.process_count()))
+                batch = divided(model.mesh, model.build.rules, batches.batch(step))
             run.state, metrics = run.step(run.state, model.frozen, batch)
             log.stepped(step, metrics)
             step += 1
@@ -195,7 +195,7 @@ class _Run:
         # two: a kill may come after a better one is saved, and before the history that calls it so
         self._best = open_checkpoints(workdir / "checkpoints" / "best", keep=2)
         self._saved = -1
-        self._model, self._batch_sharding = model, batch_sharding(model)
+        self._model = model
         self._optimizer = config.optimizer.build(num_steps)
         self.step = jit_step(model, config, self._optimizer)
         self.state: TrainState
@@ -207,12 +207,6 @@ class _Run:
         whole = NamedSharding(model.mesh, PartitionSpec())
         place = lambda x: x if len(x.sharding.device_set) == model.mesh.size else jax.device_put(x, whole)  # noqa: E731
         return TrainState(jax.device_put(jnp.int32(0), whole), trainable, jax.tree.map(place, opt_state))
-
-    def to_devices(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Return this host's rows as its part of the global batch."""
-        return {
-            name: jax.make_array_from_process_local_data(self._batch_sharding, rows) for name, rows in batch.items()
-        }
 
     @property
     def evaluated(self) -> Any:

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fiat_jax.models.model import Model
+from fiat_jax.sharding import batch_sharding
 from fiat_jax.training.config import TrainConfig
 from fiat_jax.training.step import TrainState, train_step
 
@@ -35,11 +36,6 @@ def _jitted(model: Model, optimizer: optax.GradientTransformation, parts: int, s
     return jax.jit(step, donate_argnums=0)
 
 
-def batch_sharding(model: Model) -> NamedSharding:
-    """Return how the arrays of a batch lie: their rows over the devices."""
-    return NamedSharding(model.mesh, PartitionSpec(model.build.rules.batch))
-
-
 def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the state that the loop begins with as shapes with shardings, of a model that may be shapes itself.
 
@@ -61,5 +57,5 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> Tra
 
 def abstract_batch(model: Model, batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of a global batch, laid out as the loop does it."""
-    sharding = batch_sharding(model)
+    sharding = batch_sharding(model.mesh, model.build.rules)
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in batch.items()}

@@ -123,15 +123,13 @@ def test_scores_are_gathered_by_example_and_candidate():
 APART = partial(EncoderDecoderLayout, start_id=3)
 
 
-@pytest.mark.parametrize("process_count", [1, 2])
-def test_an_encoder_reads_each_input_once_and_its_decoder_writes_each_answer_apart(process_count):
+def test_an_encoder_reads_each_input_once_and_its_decoder_writes_each_answer_apart():
     examples, candidates = some_examples(), some_candidates(40)
     batches = ScoringBatches(examples, candidates, T, 4, APART)
     assert {array.shape[0] for array in batches.batch(0).values()} == {4}
     seen: dict = {}
     for index in range(len(batches)):
-        for process in range(process_count):
-            seen |= read_back_apart(batches.local(index, process, process_count))
+        seen |= read_back_apart(batches.batch(index))
     assert seen == {
         (i, c): expected_apart(examples[i].inputs, answer)
         for i, answers in enumerate(candidates)
@@ -151,15 +149,13 @@ def test_training_an_encoder_decoder_reads_every_example_once_an_epoch_in_batche
     assert seen == {(i, 0): expected_apart(example.inputs, example.target) for i, example in enumerate(examples)}
 
 
-@pytest.mark.parametrize("process_count", [1, 2, 4])
 @pytest.mark.parametrize("count", [2, 37, 40])
-def test_hosts_score_every_candidate_once_whatever_the_number_of_rows(count, process_count):
+def test_every_candidate_is_scored_once_whatever_the_number_of_rows(count):
     examples, candidates = some_examples(count), some_candidates(count)
     batches = ScoringBatches(examples, candidates, T, batch_rows=4)
     if count == 2:
-        assert not batches.batch(0)["segments"][-1].any()  # a host has nothing to read
-    shares = [[batches.local(b, p, process_count) for p in range(process_count)] for b in range(len(batches))]
-    scored = [owner for batch in shares for share in batch for owner in read_back(share)]
+        assert not batches.batch(0)["segments"][-1].any()  # a row without anything to read
+    scored = [owner for batch in batches for owner in read_back(batch)]
     assert sorted(scored) == [(i, c) for i, answers in enumerate(candidates) for c in range(len(answers))]
 
 
@@ -167,16 +163,6 @@ def test_gathering_too_few_batches_is_refused():
     batches = ScoringBatches(some_examples(), some_candidates(40), T, batch_rows=4)
     with pytest.raises(ValueError, match="shorter"):
         batches.gather([np.zeros_like(batches.batch(0)["weights"])])
-
-
-@pytest.mark.parametrize("process_count", [1, 2, 4])
-def test_the_hosts_shares_make_up_the_batch_for_any_number_of_hosts(process_count):
-    batches = TrainBatches(some_examples(), T, batch_rows=4, seed=0)
-    for step in range(batches.num_steps(2)):
-        whole = batches.batch(step)
-        shares = [batches.local(step, index, process_count) for index in range(process_count)]
-        for name, array in whole.items():
-            assert np.array_equal(np.concatenate([share[name] for share in shares]), array)
 
 
 def test_a_batch_depends_on_its_step_alone():
@@ -250,8 +236,3 @@ def test_an_example_without_candidates_is_named():
 def test_an_empty_candidate_is_named():
     with pytest.raises(UserError, match="row 'bad' has no target tokens"):
         ScoringBatches(one(3, 1), [[np.array([1])], [np.array([1]), np.array([], int)]], T, batch_rows=1)
-
-
-def test_a_batch_that_hosts_cannot_share_is_refused():
-    with pytest.raises(UserError, match="4 rows cannot be divided among 3 hosts"):
-        TrainBatches(some_examples(), T, batch_rows=4, seed=0).local(0, 0, 3)

@@ -7,6 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from support.drawn import drawn
 from support.louder import louder
 from support.texts import full_pass_texts
 from support.tiny_decoder import TINY
@@ -19,7 +20,7 @@ from fiat_jax.inference.programs import compile_programs
 from fiat_jax.inference.requests import Request
 from fiat_jax.models.config import EncoderDecoderConfig, Reach
 from fiat_jax.models.lora import LoraConfig
-from fiat_jax.models.model import abstract_model, random_model
+from fiat_jax.models.model import abstract_model
 from fiat_jax.models.rope import Rope
 from fiat_jax.models.stack import next_logits
 from fiat_jax.sharding import DECODE, TRAIN, MeshConfig
@@ -44,7 +45,7 @@ NO_END = -5
 
 
 def model_of(config, mesh, **options):
-    return louder(random_model(config, mesh, **options), 8)
+    return drawn(config, mesh, lambda model: louder(model, 8), **options)
 
 
 @pytest.fixture(scope="module")

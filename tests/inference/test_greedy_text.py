@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from support.drawn import drawn
 from support.louder import louder
 from support.texts import engine_texts, full_pass_texts
 
@@ -11,7 +12,7 @@ from fiat_jax.inference.requests import Request
 from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.decoder import Decoder
 from fiat_jax.models.lora import LoraConfig
-from fiat_jax.models.model import ModelConfig, load_model, random_model
+from fiat_jax.models.model import ModelConfig, load_model
 
 TINY = DecoderConfig(
     vocab_size=24,
@@ -27,7 +28,7 @@ TINY = DecoderConfig(
 
 def tiny(mesh, **options):
     """A random model whose next token depends on all that it has read."""
-    return louder(random_model(TINY, mesh, **options), 20)
+    return drawn(TINY, mesh, lambda model: louder(model, 20), **options)
 
 
 @pytest.fixture(scope="module")

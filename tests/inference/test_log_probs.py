@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from support.drawn import drawn
 from support.louder import louder
 from support.tiny_decoder import TINY
 
@@ -23,7 +24,8 @@ NO_END = -5
 @pytest.fixture(scope="module", params=[(1, 1, 1), (2, 2, 2)], ids=["1 device", "8 devices"])
 def engine(request):
     count = int(np.prod(request.param))
-    model = louder(random_model(TINY, MeshConfig(*request.param).build(jax.devices()[:count])), 8)
+    mesh = MeshConfig(*request.param).build(jax.devices()[:count])
+    model = drawn(TINY, mesh, lambda model: louder(model, 8))
     return Engine(model, NO_END, CONFIG)
 
 

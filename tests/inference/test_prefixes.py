@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from support.drawn import drawn
 from support.louder import louder
 from support.tiny_decoder import TINY
 
@@ -54,9 +55,9 @@ def test_a_saved_prefix_is_read_from_its_file_and_equals_the_computed_one(one_de
 def test_a_prefix_saved_on_one_mesh_is_reloaded_on_another(one_device, ids, tmp_path):
     key = Prefixes.of(named(louder(random_model(TINY, one_device), 8)), 600).add(ids, directory=tmp_path)
     mesh = MeshConfig(2, 2, 2).build()
-    split = Prefixes.of(named(louder(random_model(TINY, mesh), 8)), 600)
+    split = Prefixes.of(named(drawn(TINY, mesh, lambda model: louder(model, 8))), 600)
     assert split.add(ids, directory=tmp_path) == key
-    computed = Prefixes.of(named(louder(random_model(TINY, mesh), 8)), 600)
+    computed = Prefixes.of(named(drawn(TINY, mesh, lambda model: louder(model, 8))), 600)
     computed.add(ids)
     np.testing.assert_allclose(split.get(key).k_LHKP, computed.get(key).k_LHKP, atol=1e-4)
     assert split.get(key).k_LHKP.sharding == computed.get(key).k_LHKP.sharding
@@ -113,7 +114,7 @@ def test_an_encoder_decoder_shares_no_prefix(one_device):
 @pytest.mark.parametrize("mesh", [MeshConfig(1, 1, 1), MeshConfig(2, 2, 2)], ids=["one device", "eight"])
 def test_targets_behind_a_prefix_score_as_whole_texts(config, mesh, ids):
     mesh = mesh.build(jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
-    model = louder(random_model(config, mesh), 8)
+    model = drawn(config, mesh, lambda model: louder(model, 8))
     rng = np.random.default_rng(1)
     own = [rng.integers(0, 61, n).astype(np.int32) for n in (5, 11, 2, 30, 7)]
     answers = [[rng.integers(0, 61, n).astype(np.int32) for n in (1, 3)] for _ in own]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support.drawn import drawn
 
 from fiat_jax.models.attention import KVCache
 from fiat_jax.models.head import logits_of
@@ -192,8 +193,8 @@ def test_loss_and_gradients_are_the_same_on_every_mesh(lora, other, tiny, filled
     batch, found = batch_of(np.tile(tokens, (2, 1))), []
     for config in (MeshConfig(1, 1, 1), other):
         mesh = config.build(jax.devices()[: config.data * config.fsdp * config.tensor])
-        model = random_model(tiny, mesh, lora=lora)
-        model = model if lora is None else filled(model, std=0.1)
+        changed = (lambda model: model) if lora is None else (lambda model: filled(model, std=0.1))
+        model = drawn(tiny, mesh, changed, lora=lora)
         with jax.set_mesh(mesh):
             loss, grads = jax.jit(jax.value_and_grad(model.loss))(model.trainable, model.frozen, batch)
         found.append((float(loss), jax.tree.map(np.asarray, grads)))
@@ -204,7 +205,7 @@ def test_a_size_that_the_mesh_does_not_divide_changes_nothing(tiny, tokens):
     odd, found = dataclasses.replace(tiny, vocab_size=41, num_kv_heads=3, width=15, mlp_width=25), []
     for config in (MeshConfig(1, 1, 1), MeshConfig(2, 2, 2)):
         mesh = config.build(jax.devices()[: config.data * config.fsdp * config.tensor])
-        model = random_model(odd, mesh)
+        model = drawn(odd, mesh)
         with jax.set_mesh(mesh):
             found.append(jax.jit(model.loss)(model.trainable, model.frozen, batch_of(tokens)))
     np.testing.assert_allclose(*found, rtol=1e-6)

@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from support.drawn import drawn
 from support.kinds import KINDS, Kind
 from support.louder import louder
 from support.tiny_run import LORA
@@ -14,7 +15,7 @@ from fiat_jax.data.batches import TrainBatches
 from fiat_jax.data.examples import Example, Examples
 from fiat_jax.models.families import FAMILIES
 from fiat_jax.models.lora import LoraConfig
-from fiat_jax.models.model import Model, random_model
+from fiat_jax.models.model import Model
 from fiat_jax.models.peft import save_adapter
 from fiat_jax.sharding import MeshConfig
 
@@ -35,14 +36,16 @@ TUNINGS = {"LoRA": LORA, "all weights": None}
 def model_on(kind: Kind, mesh: MeshConfig, lora: LoraConfig | None) -> Model:
     """A random model whose adapters do something."""
     built = mesh.build(jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor * mesh.expert])
-    model = random_model(kind.config, built, lora=lora, family=FAMILIES[kind.architecture])
-    if lora is not None:
-        rng = np.random.default_rng(3)
-        filled = jax.tree.map(
-            lambda x: jax.device_put(rng.normal(size=x.shape).astype(np.float32) * 0.1, x.sharding), model.trainable
+    rng = np.random.default_rng(3)
+    adapters = lambda x: jax.device_put(rng.normal(size=x.shape).astype(np.float32) * 0.1, x.sharding)  # noqa: E731
+
+    def changed(model: Model) -> Model:
+        filled = (
+            model if lora is None else dataclasses.replace(model, trainable=jax.tree.map(adapters, model.trainable))
         )
-        model = dataclasses.replace(model, trainable=filled)
-    return louder(model, kind.loud)
+        return louder(filled, kind.loud)
+
+    return drawn(kind.config, built, changed, lora=lora, family=FAMILIES[kind.architecture])
 
 
 def batch_of(kind: Kind):

@@ -4,6 +4,7 @@ import json
 import sys
 
 import numpy as np
+from support.drawn import drawn
 from support.louder import louder
 from support.tiny_decoder import TINY
 
@@ -11,13 +12,12 @@ from fiat_jax.distributed import initialize
 from fiat_jax.inference.config import EngineConfig
 from fiat_jax.inference.engine import Engine
 from fiat_jax.inference.requests import Request
-from fiat_jax.models.model import random_model
 from fiat_jax.sharding import MeshConfig
 
 
 def engine_texts() -> list[list[int]]:
     """Texts of more requests than there are slots, behind a prefix and without, greedy and sampled."""
-    model = louder(random_model(TINY, MeshConfig(2, 2, 2).build()), 8)
+    model = drawn(TINY, MeshConfig(2, 2, 2).build(), lambda model: louder(model, 8))
     engine = Engine(model, -1, EngineConfig(8, 48, 64, block=4, prefill_rows=4, shortest_bucket=48))
     rng = np.random.default_rng(0)
     key = engine.add_prefix(rng.integers(0, 61, 50).tolist())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from support.drawn import drawn
 from support.kinds import KINDS
 from support.louder import louder
 from support.tiny_run import LORA, STEADY, likelihood, tiny_batches
@@ -16,7 +17,6 @@ from support.tiny_run import LORA, STEADY, likelihood, tiny_batches
 from fiat_jax.distributed import initialize
 from fiat_jax.errors import Interrupted
 from fiat_jax.models.families import FAMILIES
-from fiat_jax.models.model import random_model
 from fiat_jax.sharding import MeshConfig
 from fiat_jax.training.loop import train
 
@@ -40,8 +40,9 @@ def layout_run(kind: str, mesh: MeshConfig, workdir: Path, stop: int = -1, tuned
     lora = LORA if tuned == "LoRA" else None
     at_step = lambda step: step == stop and os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
     with jax.set_mesh(built):
-        model = random_model(described.config, built, lora=lora, family=FAMILIES[described.architecture])
-        model = dataclasses.replace(louder(model, described.loud), fingerprint=kind)
+        changed = lambda model: louder(model, described.loud)  # noqa: E731
+        model = drawn(described.config, built, changed, lora=lora, family=FAMILIES[described.architecture])
+        model = dataclasses.replace(model, fingerprint=kind)
         evaluate = likelihood(model, layout=described.layout)
         batches = tiny_batches(LONG, at_step, layout=described.layout)
         try:

@@ -12,15 +12,19 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from support.drawn import drawn
 
 from fiat_jax.data.batches import TrainBatches
 from fiat_jax.data.examples import Example, Examples
 from fiat_jax.data.layout import DecoderLayout
 from fiat_jax.distributed import initialize
 from fiat_jax.errors import Interrupted
+from fiat_jax.inference.scoring import TargetScorer
+from fiat_jax.models.checkpoints import host_array
 from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.lora import LoraConfig
-from fiat_jax.models.model import Model, random_model
+from fiat_jax.models.model import Model
 from fiat_jax.remote import doubled, is_remote
 from fiat_jax.sharding import MeshConfig
 from fiat_jax.training.config import TrainConfig
@@ -57,17 +61,23 @@ def tiny_examples(count: int = 128, seed: int = 0) -> Examples:
     return Examples.of(Example(f"row {n}", "und", ids(3, 12), ids(1, 5)) for n in range(count))
 
 
-def tiny_model(mesh: MeshConfig | None = None, *, lora: LoraConfig | None = LORA, seed: int = 0, **options) -> Model:
+def tiny_model(
+    mesh: MeshConfig | Mesh | None = None, *, lora: LoraConfig | None = LORA, seed: int = 0, **options
+) -> Model:
     """A random model, on one device where no mesh is given.
 
     Its weights are large enough for every path to matter, and not so large that rounding grows from step to step.
     """
-    built = MeshConfig(1, 1, 1).build(jax.devices()[:1]) if mesh is None else mesh.build()
-    with jax.set_mesh(built):
-        model = random_model(options.pop("config", TINY), built, lora=lora, seed=seed, **options)
+    built = MeshConfig(1, 1, 1).build(jax.devices()[:1]) if mesh is None else mesh
+    built = built.build() if isinstance(built, MeshConfig) else built
+
+    def changed(model: Model) -> Model:
         louder = jax.jit(lambda tree: jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, tree))
         grown = {"frozen": louder(model.frozen)} if lora else {"trainable": louder(model.trainable)}
-    return Model(**{**vars(model), "fingerprint": "tiny", **grown})
+        return dataclasses.replace(model, **grown)
+
+    model = drawn(options.pop("config", TINY), built, changed, lora=lora, seed=seed, **options)
+    return dataclasses.replace(model, fingerprint="tiny")
 
 
 class Watched:
@@ -79,9 +89,9 @@ class Watched:
     def num_steps(self, epochs: int) -> int:
         return self.batches.num_steps(epochs)
 
-    def local(self, step: int, process_index: int, process_count: int):
+    def batch(self, step: int):
         self.at_step(step)
-        return self.batches.local(step, process_index, process_count)
+        return self.batches.batch(step)
 
     def row_ids(self, step: int) -> list[str]:
         return self.batches.row_ids(step)
@@ -98,11 +108,11 @@ def tiny_batches(
 def likelihood(model: Model, at_evaluation=lambda: None, layout=DecoderLayout):
     """An evaluator: the mean log-likelihood of a few examples' targets."""
     batch = TrainBatches(tiny_examples(16, seed=1), CONFIG.row_length, CONFIG.batch_rows, 0, layout).batch(0)
-    loss = jax.jit(model.loss)
+    scorer = TargetScorer(model)
 
     def evaluate(trainable):
         at_evaluation()
-        return {"likelihood": -float(loss(trainable, model.frozen, batch)) / float(batch["weights"].sum())}
+        return {"likelihood": float(np.average(scorer(batch, trainable=trainable), weights=batch["weights"]))}
 
     return evaluate
 
@@ -115,6 +125,8 @@ def main() -> int:
     parser.add_argument("--kill_evaluation", type=int, default=-1, help="SIGKILL in this evaluation of the process")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds before every step and evaluation")
     parser.add_argument("--checkpoint_every", type=int, default=CONFIG.checkpoint_every)
+    parser.add_argument("--tensor", type=int, default=1)
+    parser.add_argument("--mixed", action="store_true", help="devices of all processes in turn, as on a TPU slice")
     args = parser.parse_args()
     initialize()
     evaluations = iter(range(1000))
@@ -123,9 +135,10 @@ def main() -> int:
         if now:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    mesh = MeshConfig()
+    devices = sorted(jax.devices(), key=lambda one: (one.id % jax.local_device_count() if args.mixed else 0, one.id))
+    mesh = MeshConfig(tensor=args.tensor).build(devices)
     where = doubled(args.workdir) if is_remote(args.workdir) else contextlib.nullcontext(Path(args.workdir))
-    with where as workdir, watched("the run"), jax.set_mesh(mesh.build()):
+    with where as workdir, watched("the run"), jax.set_mesh(mesh):
         model = tiny_model(mesh)
         evaluate = likelihood(
             model, lambda: die_if(next(evaluations) == args.kill_evaluation) or time.sleep(args.pause)
@@ -136,7 +149,7 @@ def main() -> int:
             done = train(model, batches, config, workdir, evaluate=evaluate, select="likelihood")
         except Interrupted:
             return 75
-        parameters = hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(done.trainable)))
+        parameters = hashlib.sha256(b"".join(host_array(x).tobytes() for x in jax.tree.leaves(done.trainable)))
     print("best", done.history.best, parameters.hexdigest())
     return 0
 

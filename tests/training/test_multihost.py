@@ -42,13 +42,19 @@ def losses(workdir):
     return [(line["loss"], line["tokens"]) for line in lines if "loss" in line]
 
 
-@pytest.fixture
-def alone(tmp_path, spawn):
+def likelihoods(workdir):
+    lines = map(json.loads, (workdir / "train_log.jsonl").read_text().splitlines())
+    return [line["evaluation"]["likelihood"] for line in lines if "evaluation" in line]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, spawn):
     """The losses of one process with eight devices."""
-    process = spawn(tmp_path / "one", devices=8)
+    workdir = tmp_path_factory.mktemp("one")
+    process = spawn(workdir, devices=8)
     told = process.communicate()[0]
     assert process.returncode == 0, told
-    return losses(tmp_path / "one")
+    return losses(workdir)
 
 
 def finish(run, status: int) -> None:
@@ -65,6 +71,15 @@ def await_steps(workdir, run, count: int = 1) -> None:
 def test_two_processes_give_the_losses_of_one(tmp_path, spawn, alone):
     finish(start(spawn, tmp_path / "two"), 0)
     np.testing.assert_allclose(losses(tmp_path / "two"), alone, atol=1e-5, rtol=0)
+
+
+def test_rows_go_where_the_devices_of_a_process_lie_whatever_their_order(tmp_path, spawn):
+    """On a TPU slice devices do not lie in the order of processes, and two processes may share a tensor axis."""
+    finish([spawn(tmp_path / "one", "--tensor", 2, devices=8)], 0)
+    finish(start(spawn, tmp_path / "two", arguments=("--tensor", 2, "--mixed")), 0)
+    for found in (losses, likelihoods):
+        np.testing.assert_allclose(found(tmp_path / "two"), found(tmp_path / "one"), atol=1e-5, rtol=0)
+    assert len(likelihoods(tmp_path / "one")) > 2
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def step_of(model, *, parts=1, dropout_key=None, optimizer=None):
 
 
 def test_accumulated_parts_of_unequal_targets_give_the_gradient_of_one_big_batch(model):
-    batch = tiny_batches().local(0, 0, 1)
+    batch = tiny_batches().batch(0)
     per_part = [batch["weights"][part::4].sum() for part in range(4)]
     assert len(set(per_part)) > 1
     results = []
@@ -40,7 +40,7 @@ def test_accumulated_parts_of_unequal_targets_give_the_gradient_of_one_big_batch
 
 
 def test_the_loss_is_the_mean_over_target_tokens(model):
-    batch = tiny_batches().local(0, 0, 1)
+    batch = tiny_batches().batch(0)
     step, state = step_of(model)
     loss = step(state, model.frozen, batch)[1]["loss"]
     log_probs = jax.jit(model.log_probs)(model.trainable, model.frozen, batch)
@@ -49,14 +49,14 @@ def test_the_loss_is_the_mean_over_target_tokens(model):
 
 
 def test_tokens_are_counted_without_padding(model):
-    batch = tiny_batches().local(0, 0, 1)
+    batch = tiny_batches().batch(0)
     step, state = step_of(model)
     counted = step(state, model.frozen, batch)[1]["tokens"]
     assert counted == (batch["segments"] > 0).sum() < batch["tokens"].size
 
 
 def test_runs_that_differ_in_seed_and_weights_alone_share_one_program(model):
-    optimizer, other, batch = CONFIG.optimizer.build(20), tiny_model(seed=1), tiny_batches().local(0, 0, 1)
+    optimizer, other, batch = CONFIG.optimizer.build(20), tiny_model(seed=1), tiny_batches().batch(0)
     step = jit_step(model, CONFIG, optimizer)
     assert jit_step(other, dataclasses.replace(CONFIG, seed=1), CONFIG.optimizer.build(20)) is step
     losses = []
@@ -86,7 +86,7 @@ def test_runs_that_compute_something_else_have_programs_of_their_own(model):
 
 def test_a_step_moves_the_adapter_alone(model):
     step, state = step_of(model)
-    after, _ = step(state, model.frozen, tiny_batches().local(0, 0, 1))
+    after, _ = step(state, model.frozen, tiny_batches().batch(0))
     assert jax.tree.structure(after.trainable) == jax.tree.structure(model.trainable)
     moved = [
         not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (after.trainable, state.trainable)), strict=True)
@@ -95,7 +95,7 @@ def test_a_step_moves_the_adapter_alone(model):
 
 
 def test_dropout_differs_by_step_and_is_the_same_again_for_the_same_step():
-    model, batch = tiny_model(lora=dataclasses.replace(LORA, dropout=0.5)), tiny_batches().local(0, 0, 1)
+    model, batch = tiny_model(lora=dataclasses.replace(LORA, dropout=0.5)), tiny_batches().batch(0)
     rng = np.random.default_rng(0)
     filled = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), model.trainable)
     step, state = step_of(model, dropout_key=jax.random.key(1))
