@@ -1,5 +1,6 @@
 """Global batches of packed rows, each a pure function of its position."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,9 @@ from fiat_jax.data.examples import Examples
 from fiat_jax.data.layout import Batch, DecoderLayout, Layout, Passages
 from fiat_jax.data.order import BARE, order
 from fiat_jax.data.packing import Plan, plan
-from fiat_jax.data.ragged import Ragged, offsets_of
 from fiat_jax.errors import UserError
+
+LENGTHS = 128  # kernels of attention take rows of a multiple of it
 
 
 class TrainBatches:
@@ -95,6 +97,7 @@ class ScoringBatches:
     """Batches in which every answer of every example is scored once; an input is read once for all its answers.
 
     `candidates[i]` are the possible answers of example i as token ids. Targets of the examples, if any, are ignored.
+    Rows have `row_length` tokens, or as many more as an example takes with all its answers.
     """
 
     def __init__(
@@ -105,13 +108,12 @@ class ScoringBatches:
         batch_rows: int,
         layout: Callable[[int], Layout] = DecoderLayout,
     ):
-        if len(candidates) != len(examples):
-            raise ValueError(f"expected candidates for {len(examples)} examples, got them for {len(candidates)}")
-        self._first = offsets_of(np.array([len(answers) for answers in candidates], np.int64))
-        answers = Ragged.of(answer for answers in candidates for answer in answers)
-        self._packer = _Packer.of(
-            Passages(examples.row_ids, examples.inputs, answers, self._first), layout(row_length), batch_rows
-        )
+        passages = Passages.of(examples, candidates)
+        self._first = passages.first
+        longest = int(layout(sys.maxsize).sizes(passages)[:, 0].max(initial=0))
+        if longest > row_length:
+            row_length = -(-longest // LENGTHS) * LENGTHS
+        self._packer = _Packer.of(passages, layout(row_length), batch_rows)
         self._plan = plan(self._packer.sizes_NR, self._packer.capacity, seed=0, epoch=0)
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fiat_jax.data.examples import Examples
 from fiat_jax.data.packing import Plan
 from fiat_jax.data.ragged import Ragged, offsets_of, running, spans, within
 from fiat_jax.errors import UserError
@@ -29,6 +30,15 @@ class Passages:
     answers: Ragged
     first: np.ndarray
     weights: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, examples: Examples, candidates: Sequence[Sequence[np.ndarray]]) -> "Passages":
+        """Examples with the answers, as token ids, that each may have; their own targets are ignored."""
+        if len(candidates) != len(examples):
+            raise ValueError(f"expected candidates for {len(examples)} examples, got them for {len(candidates)}")
+        first = offsets_of(np.array([len(answers) for answers in candidates], np.int64))
+        answers = Ragged.of(answer for answers in candidates for answer in answers)
+        return cls(examples.row_ids, examples.inputs, answers, first)
 
 
 class Layout(Protocol):

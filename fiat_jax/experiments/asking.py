@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fiat_jax.distributed import place
 from fiat_jax.errors import Interrupted, UserError
 from fiat_jax.experiments.card import agreement_line, make_card, write_card
 from fiat_jax.experiments.feed import read_instructions
@@ -66,28 +67,38 @@ def endpoint_job(reason: Reason, endpoint: Endpoint, shard: Shard = EVERYTHING) 
     if not reason.tokenizer:
         raise UserError("no tokenizer to count tokens with: give --gin.Reason.tokenizer=DIRECTORY (any model's)")
     backend = OpenAIBackend(endpoint, reason.options.concurrency)
-    return _job(reason, backend, Tokenizer.from_directory(reason.tokenizer), reason.options, shard, endpoint.prices)
+    return _job(reason, backend, _renderer(reason, reason.tokenizer), reason.options, shard, endpoint.prices)
 
 
 def engine_job(reason: Reason, native: Native, mesh: MeshConfig, shard: Shard = EVERYTHING) -> Job:
     """Return the job of the engine of this process."""
     if reason.tokenizer:
         raise UserError("Reason.tokenizer is for endpoints; the engine reads with the tokenizer of Native.path")
-    tokenizer = Tokenizer.from_directory(native.path)
-    backend = NativeBackend(native, mesh, tokenizer)
+    if place()[1] > 1:
+        raise UserError(
+            "the engine of `fiat reason --backend=native` is that of one process, and this is one of several of a run: "
+            "start each by itself, with --shard=0/N to --shard=N-1/N, or ask a `fiat serve` that spans them"
+        )
+    renderer = _renderer(reason, native.path)
+    backend = NativeBackend(native, mesh, renderer)
     options = dataclasses.replace(reason.options, concurrency=max(backend.concurrency, reason.options.concurrency))
-    return _job(reason, backend, tokenizer, options, shard)
+    return _job(reason, backend, renderer, options, shard)
+
+
+def _renderer(reason: Reason, tokenizer: str) -> Renderer:
+    return Renderer(
+        read_instructions(reason.prompts, reason.task), Tokenizer.from_directory(tokenizer), reason.prompts.max_length
+    )
 
 
 def _job(
     reason: Reason,
     backend: OpenAIBackend | NativeBackend,
-    tokenizer: Tokenizer,
+    renderer: Renderer,
     options: GenerateOptions,
     shard: Shard,
     prices: Prices | None = None,
 ) -> Job:
-    renderer = Renderer(read_instructions(reason.prompts, reason.task), tokenizer, reason.prompts.max_length)
     store, rows = ReasoningStore(reason.reasoning.store), rows_of(reason.task, reason.splits)
     return Job(reason, backend, renderer, store, options, rows, shard, prices)
 

@@ -230,13 +230,11 @@ class Bench:
         return content_key(len(self.train_rows), rows)
 
     def _chosen_reasoning(self, paradigm: Paradigm) -> Mapping[str, str]:
-        """Return what besides the set determines the reasoning of rows: nothing by default."""
-        where, reasons = self.run.reasoning, self.reasons_of(paradigm)
-        vote = where.vote or paradigm.vote
-        if not (reasons.by_id and (vote or where.only_agreeing)):
+        """Return what besides the set's name determines the reasoning of rows: its texts may be brought in anew."""
+        reasons, agreeing = self.reasons_of(paradigm), self.run.reasoning.only_agreeing
+        if not reasons.by_id or not (agreeing or paradigm.needs_reasoning):
             return {}
-        votes = sorted(reasons.by_id.items()) if vote else []  # further samples change what a row is given
-        return {"Reasoning": content_key(vote, where.only_agreeing, repr(votes))}
+        return {"Reasoning": content_key(agreeing, reasons.texts_key)}
 
 
 def bench_of(experiment: Experiment, tau: str = "", other: Bench | None = None) -> Bench:

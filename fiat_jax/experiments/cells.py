@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,23 @@ def run_cell(
         remote.push(workdir)
     barrier(cell.name)
     return Done(cell, found, facts, bare)
+
+
+def check_cells(cells: Iterable[tuple[Bench, Cell]]) -> None:
+    """Render the rows that trained cells are selected and reported by, so that what does not fit shows before training.
+
+    Raises:
+        UserError: a row that does not fit `Prompts.max_length`, with the longest answer it may have.
+    """
+    reported = set()
+    for bench, cell in cells:
+        sets = [(bench.split(cell)[1], bench.train_rows)]
+        if (bench.tau, cell.paradigm) not in reported:
+            reported.add((bench.tau, cell.paradigm))
+            sets.append((bench.report_rows, bench.report_rows))
+        feed = bench.feed(cell)
+        for rows, among in sets:
+            feed.inputs(rows, bench.reasons_for(cell, among))
 
 
 def is_done(bench: Bench, cell: Cell, search: Sequence[Point], workdir: Path) -> bool:

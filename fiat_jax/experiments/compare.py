@@ -19,6 +19,7 @@ from fiat_jax.experiments.files import ALL, file_hash
 from fiat_jax.experiments.results import with_interval, write_results
 from fiat_jax.reasoning.generate import bill, generate
 from fiat_jax.store import ReasoningStore, Record
+from fiat_jax.tasks.task import row_key
 
 PAIRS = "pairs.jsonl"
 SIDES = ("first", "second")
@@ -76,20 +77,20 @@ def compare(jobs: Sequence[Job], count: int, workdir: Path, dry_run: bool, conso
 
 
 def pair(job: Job, first: Mapping[Any, Record], second: Mapping[Any, Record]) -> list[Pair]:
-    """Return what both have of each row, in the order of ids."""
-    languages = {str(row[job.task.id_field]): job.task.language(row) for row in job.rows}
-    both = sorted(((a, second[key]) for key, a in first.items() if key in second), key=lambda two: two[0].row_id)
+    """Return what both have of each of the job's rows, in the order of ids; their sets may hold other rows too."""
+    task, rows = job.task, {row_key(job.task, row): row for row in job.rows}
+    both = [(rows[key[0]], a, second[key]) for key, a in first.items() if key in second and key[0] in rows]
     return [
         Pair(
-            id=a.row_id,
-            language=languages[a.row_id],
+            id=str(row[task.id_field]),
+            language=task.language(row),
             sample=a.sample,
             identical_text=a.text == b.text,
             equal_answer=a.answer == b.answer,
             first_difference=None if a.text == b.text else len(os.path.commonprefix([a.text, b.text])),
             answers=(a.answer, b.answer),
         )
-        for a, b in both
+        for row, a, b in sorted(both, key=lambda found: (str(found[0][task.id_field]), found[1].sample))
     ]
 
 

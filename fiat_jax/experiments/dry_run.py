@@ -10,6 +10,7 @@ from rich.console import Console
 from fiat_jax.data.batches import TrainBatches
 from fiat_jax.data.examples import Example, Examples
 from fiat_jax.experiments.bench import Bench, Cell
+from fiat_jax.experiments.cells import check_cells
 from fiat_jax.experiments.feed import Feed, Reasons
 from fiat_jax.experiments.paradigms import find_paradigm, find_paradigms
 from fiat_jax.experiments.spec import Run
@@ -30,6 +31,7 @@ def dry_run(run: Run, console: Console, sizes: Sequence[int] = (0,)) -> None:
     if not paradigm.trained:
         return
     cell = Cell(paradigm, len(bench.train_rows), run.train.seed)
+    check_cells([(bench, cell)])
     feed, (kept, held), reasons = bench.feed(cell), bench.split(cell), bench.reasons_for(cell, bench.train_rows)
     show_rendered(feed.render(kept[0], reasons, with_target=True), bench.tokenizer, console)
     examples = _examples(feed, kept, reasons)

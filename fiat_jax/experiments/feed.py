@@ -41,6 +41,11 @@ class Reasons:
     asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     several: bool = False  # some row has more than one sample
 
+    @functools.cached_property
+    def texts_key(self) -> str:
+        """Hash of the ŷ_β of all rows."""
+        return content_key(repr(sorted(self.by_id.items())))
+
     def shuffled(self, rows: Sequence[Row], task: Task, seed: int) -> "Reasons":
         """Give each row the ŷ_β of another one of these rows: the control for what reasoning says about its own row."""
         ids = [row[task.id_field] for row in rows if row[task.id_field] in self.by_id]

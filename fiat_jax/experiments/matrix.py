@@ -13,7 +13,7 @@ from rich.console import Console
 from fiat_jax.distributed import is_main
 from fiat_jax.evaluation.systems import Means
 from fiat_jax.experiments.bench import Bench, Cell, bench_of
-from fiat_jax.experiments.cells import BARE, Done, is_done, run_cell
+from fiat_jax.experiments.cells import BARE, Done, check_cells, is_done, run_cell
 from fiat_jax.experiments.measured import Figures, figures_of
 from fiat_jax.experiments.paradigms import find_paradigm, find_paradigms, roles
 from fiat_jax.experiments.parallel import Work, check_processes, make_cells
@@ -50,7 +50,9 @@ def run_experiment(
     means = Means(experiment.underrepresented)
     means.check(plan[0][0].task, plan[0][0].report_rows)
     mine = [pair for number, pair in enumerate(plan) if number % shard.of == shard.index]
-    missing = [cell for bench, cell in mine if cell.paradigm.trained and not is_done(bench, cell, search, workdir)]
+    to_train = _to_train(mine, search, workdir)
+    check_cells(to_train)
+    missing = [cell for _, cell in to_train]
     count = min(experiment.processes, len(missing))
     if engine is not None:
         engine(Work(experiment, missing, workdir))
@@ -88,10 +90,17 @@ def run_training(run: Run, workdir: Path, console: Console) -> list[dict[str, An
     begun, paradigm = time.monotonic(), find_paradigm(run.paradigm, run.own)
     bench = Bench(run, (0,), [paradigm])
     cells = bench.cells([paradigm], (0,), (run.train.seed,))
-    rows = _run([(bench, cell) for cell in cells], [Point.of(run)], run.paradigm, "train", workdir, console, begun)
+    plan, search = [(bench, cell) for cell in cells], [Point.of(run)]
+    check_cells(_to_train(plan, search, workdir))
+    rows = _run(plan, search, run.paradigm, "train", workdir, console, begun)
     if is_main() and paradigm.trained:
         link(workdir / "bundle", Path("cells", cells[0].name, "bundle"))
     return rows
+
+
+def _to_train(plan: Plan, search: Sequence[Point], workdir: Path) -> Plan:
+    """Return the cells that are trained and have no result yet."""
+    return [(one, cell) for one, cell in plan if cell.paradigm.trained and not is_done(one, cell, search, workdir)]
 
 
 def link(link: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ from fiat_jax.errors import UserError
 from fiat_jax.evaluation.predictions import read_predictions, write_predictions
 from fiat_jax.experiments.bench import Bench, Cell
 from fiat_jax.experiments.bundle import write_bundle
-from fiat_jax.experiments.cells import Done, facts_of, stored_facts
+from fiat_jax.experiments.cells import Done, check_cells, facts_of, stored_facts
 from fiat_jax.experiments.feed import Feed, Reasons
 from fiat_jax.experiments.files import write_json
 from fiat_jax.experiments.fit import Job, Selection, fit
@@ -47,7 +47,10 @@ def run_mixture(mixture: Mixture, parts: Mapping[str, Run], workdir: Path, conso
         part: Cell(paradigms[part], len(one.train_rows), one.run.train.seed, part) for part, one in benches.items()
     }
     key = _key(mixture, benches, cells)
-    done = _stored(cells, workdir, key) or _train(mixture, benches, cells, key, workdir, console)
+    done = _stored(cells, workdir, key)
+    if done is None:
+        check_cells((one, cells[part]) for part, one in benches.items())
+        done = _train(mixture, benches, cells, key, workdir, console)
     found = {part: result_rows(benches[part], one) for part, one in done.items()}
     rows = [row for part in found for row in found[part]]
     if is_main():

@@ -133,9 +133,9 @@ def await_tasks(
             try:
                 results.append(ray.get(ended))
                 console.print(f"{name}: {told(results[-1])}", highlight=False, markup=False)
-            except ray.exceptions.RayTaskError as error:
-                errors.append(error.cause)
-                console.print(f"{name}: {error.cause}", highlight=False, markup=False)
+            except ray.exceptions.RayError as error:  # what the task raised, or how its worker was lost
+                errors.append(getattr(error, "cause", None) or error)
+                console.print(f"{name}: {errors[-1]}", highlight=False, markup=False)
     except KeyboardInterrupt:
         for ref in waiting:
             ray.cancel(ref)  # a task saves and ends, as a run by itself does

@@ -14,6 +14,7 @@ from fiat_jax.prompts.lint import lint
 from fiat_jax.prompts.render import Renderer
 from fiat_jax.prompts.show import show_lint, show_rendered, show_request
 from fiat_jax.prompts.tokenizer import Tokenizer
+from fiat_jax.reasoning.backend import complete_all
 from fiat_jax.reasoning.openai import Endpoint, OpenAIBackend
 from fiat_jax.store import ReasoningStore
 from fiat_jax.tasks.task import Row, Task, read_rows
@@ -90,22 +91,16 @@ def run_try(look: PromptLook, endpoint: Endpoint, count: int, console: Console) 
     instructions = read_instructions(look.prompts, look.task)
     renderer = Renderer(instructions, look.read_tokenizer(), look.prompts.max_length)
     backend = OpenAIBackend(endpoint)
-    right = 0
-
-    async def ask():
-        try:
-            return await asyncio.gather(
-                *(backend.complete(renderer.reasoning_prompt(row), seed=0, sample=0) for row in rows)
-            )
-        finally:
-            await backend.close()
-
-    show_request(renderer.reasoning_prompt(rows[0]), console)
-    for row, completion in zip(rows, asyncio.run(ask()), strict=True):
+    prompts, right = [renderer.reasoning_prompt(row) for row in rows], 0
+    show_request(prompts[0], console)
+    for row, prompt, completion in zip(rows, prompts, asyncio.run(complete_all(backend, prompts)), strict=True):
+        if isinstance(completion, Exception):
+            console.print(f"row {row[look.task.id_field]}: no answer ({completion})", markup=False, highlight=False)
+            continue
         found, gold = instructions.extract(completion.text), row[look.task.answer_field]
         right += found.answer == gold
         console.rule(str(row[look.task.id_field]))
-        console.print(renderer.reasoning_prompt(row).own_text, markup=False, highlight=False)
+        console.print(prompt.own_text, markup=False, highlight=False)
         console.print(completion.text, style="yellow", markup=False, highlight=False)
         console.print(f"answer {found.answer!r}, gold {gold!r}, ended by {completion.finish_reason}", highlight=False)
     console.print(f"{right} of {len(rows)} right")

@@ -11,7 +11,7 @@ from rich.console import Console
 from fiat_jax.errors import UserError, did_you_mean
 from fiat_jax.experiments.asking import Job
 from fiat_jax.prompts.exemplars import UNREVIEWED
-from fiat_jax.reasoning.backend import Completion, Refused
+from fiat_jax.reasoning.backend import complete_all
 from fiat_jax.tasks.task import Row
 
 HEAD = """\
@@ -36,23 +36,10 @@ def chosen_rows(rows: Sequence[Row], id_field: str, wanted: Sequence[str], split
 
 def draft_exemplars(job: Job, rows: Sequence[Row], out: Path, console: Console) -> list[dict[str, Any]]:
     """Ask θ_β about rows and write them as exemplars with its rationale and the right answer, marked unreviewed."""
-    task, instructions = job.task, job.renderer.instructions
-
-    async def ask() -> list[Completion | Refused]:
-        async def one(row: Row) -> Completion | Refused:
-            try:
-                return await job.backend.complete(job.renderer.reasoning_prompt(row), seed=0, sample=0)
-            except Refused as error:
-                return error
-
-        try:
-            return await asyncio.gather(*map(one, rows))
-        finally:
-            await job.backend.close()
-
-    drafts = []
-    for row, told in zip(rows, asyncio.run(ask()), strict=True):
-        if isinstance(told, Refused):
+    task, instructions, drafts = job.task, job.renderer.instructions, []
+    answers = asyncio.run(complete_all(job.backend, [job.renderer.reasoning_prompt(row) for row in rows]))
+    for row, told in zip(rows, answers, strict=True):
+        if isinstance(told, Exception):
             console.print(f"row {row[task.id_field]}: no answer ({told})", markup=False, highlight=False)
             continue
         found = instructions.extract(told.text)

@@ -40,6 +40,7 @@ class Scored:
 
     file: str
     set: str
+    split: str
     rows: int
     accuracy: float
     gain: float
@@ -111,6 +112,7 @@ def _score(run: Run, job: Job, model: Model, tokenizer: Tokenizer) -> Scored:
     return Scored(
         file=prompts.file,
         set=key,
+        split=job.reason.splits[0],
         rows=len(rows),
         accuracy=100 * float(right.mean()),
         gain=float(gains.mean()),

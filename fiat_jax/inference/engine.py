@@ -206,8 +206,9 @@ class Engine:
             raise UserError("an encoder-decoder has no log-probabilities of what it reads; only of answers, by `rank`")
         scores = []
         for part in _parts(texts, self.config.prefill_rows):
-            tokens_RT, _ = self._padded(part, self._bucket(part))
-            chosen = Chosen(tokens_RT[:, 1:], *map(np.asarray, self._run_scoring(adapter, tokens_RT)))
+            tokens_RT, lengths_R = self._padded(part, self._bucket(part))
+            found = self._run_scoring(adapter, tokens_RT, lengths_R)
+            chosen = Chosen(tokens_RT[:, 1:], *(np.asarray(x)[:, :-1] for x in found))
             for n, text in enumerate(part):
                 log_probs = np.asarray(chosen.log_prob)[n, : len(text) - 1].tolist()
                 best = _alternatives(chosen, n, alternatives)[: len(text) - 1]

@@ -1,7 +1,11 @@
 """Keys and values of texts that many requests begin with: read once, kept by a key, saved beside a store."""
 
+import contextlib
 import hashlib
 import json
+import logging
+import shutil
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +14,14 @@ import numpy as np
 from flax import nnx
 
 from fiat_jax.checkpoint import Checkpoints
+from fiat_jax.distributed import from_main, is_main
 from fiat_jax.errors import UserError
 from fiat_jax.inference.programs import PrefixPrograms, compile_prefix_programs
 from fiat_jax.models.attention import PREFIX_BLOCK, Prefix
 from fiat_jax.models.checkpoints import host_array
 from fiat_jax.models.model import Model
+
+logger = logging.getLogger(__name__)
 
 
 class Prefixes:
@@ -83,17 +90,24 @@ class Prefixes:
 
     def _saved(self, ids: np.ndarray, trainable: nnx.State, key: str, directory: str | Path) -> Prefix:
         """Return a prefix from a directory, where it is put if it is not there."""
-        if self.model.lora is None and (self._changed or not self.model.fingerprint):
+        if not self.model.fingerprint or (self.model.lora is None and self._changed):
             raise UserError("a prefix is saved under the name of its model's weights, and these have none")
-        saved = Checkpoints(Path(directory) / _adapted(key, trainable if self.model.lora else nnx.State({})))
-        try:
-            if saved.latest() is not None:
+        place = Path(directory) / _adapted(key, trainable if self.model.lora else nnx.State({}))
+        if place.is_dir():
+            with contextlib.closing(Checkpoints(place)) as saved:
                 return self._placed(saved.restore(0, self._cut(self._held[""], len(ids))))
-            prefix = self._compute(ids, trainable)
-            saved.save(0, self._cut(prefix, len(ids)), {"tokens": len(ids), "model": self.model.fingerprint})
-            return prefix
-        finally:
-            saved.close()
+        prefix = self._compute(ids, trainable)
+        # under another name first: other processes may save the same one, or look for it, meanwhile
+        scratch = place.with_name(f".{place.name}-{from_main(uuid.uuid4().hex)}")
+        try:
+            with contextlib.closing(Checkpoints(scratch)) as saved:
+                facts = {"tokens": len(ids), "model": self.model.fingerprint}
+                saved.save(0, self._cut(prefix, len(ids)), facts)
+            if is_main():
+                _take(scratch, place)
+        except UserError as error:
+            logger.warning("the prefix is not saved, and will be read again by the next process: %s", error)
+        return prefix
 
     def _compute(self, ids: np.ndarray, trainable: nnx.State) -> Prefix:
         assert self._programs is not None
@@ -124,6 +138,16 @@ class Prefixes:
             k_LHKP = jax.lax.dynamic_update_slice_in_dim(empty.k_LHKP, saved["k"], 0, 3)
             v_LHPK = jax.lax.dynamic_update_slice_in_dim(empty.v_LHPK, saved["v"], 0, 2)
             return jax.device_put(Prefix(k_LHKP, v_LHPK, saved["length"]), layout)
+
+
+def _take(scratch: Path, place: Path) -> None:
+    """Give a saved prefix its name, unless another process has saved it by now."""
+    try:
+        scratch.rename(place)
+    except OSError:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not place.is_dir():
+            raise
 
 
 def _adapted(key: str, adapter: nnx.State) -> str:

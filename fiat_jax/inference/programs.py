@@ -108,15 +108,16 @@ def compile_programs(model: Model, end_id: int, c: EngineConfig, build: Build = 
 def _compile_scoring(model: Model, c: EngineConfig) -> dict[int, Any]:
     ints = lambda *shape: np.zeros((c.prefill_rows, *shape), np.int32)  # noqa: E731
 
-    def texts(trainable, frozen, tokens_BT):
-        return jax.tree.map(on_device.everywhere, model.text_log_probs(trainable, frozen, tokens_BT, c.alternatives))
+    def texts(trainable, frozen, tokens_BT, lengths_B):
+        found = model.text_log_probs(trainable, frozen, tokens_BT, lengths_B, c.alternatives)
+        return jax.tree.map(on_device.everywhere, found)
 
     def answers(trainable, frozen, read_BS, lengths_B, answers_BT):
         return on_device.everywhere(model.answer_log_probs(trainable, frozen, read_BS, lengths_B, answers_BT))
 
     decoder = isinstance(model.config, DecoderConfig)
-    given = {n: (ints(n),) if decoder else (ints(n), ints(), ints(c.shortest_bucket)) for n in c.text_buckets}
-    shardings = [PartitionSpec()] * (1 if decoder else 3)
+    given = {n: (ints(n), ints()) if decoder else (ints(n), ints(), ints(c.shortest_bucket)) for n in c.text_buckets}
+    shardings = [PartitionSpec()] * (2 if decoder else 3)
     scoring = jax.jit(texts if decoder else answers, in_shardings=(None, None, *shardings))
     return {n: scoring.lower(model.trainable, model.frozen, *arrays).compile() for n, arrays in given.items()}
 

@@ -25,6 +25,17 @@ class Choice:
     key: Array
     alternatives: Array
 
+    def only(self, running_B: Array) -> "Choice":
+        """Return the choice of these rows, and of others the cheapest: what they get is not read."""
+        kept = lambda value, otherwise: jnp.where(running_B, value, otherwise)  # noqa: E731
+        return Choice(
+            temperature=kept(self.temperature, 0.0),
+            top_k=kept(self.top_k, 0),
+            top_p=kept(self.top_p, 1.0),
+            key=self.key,
+            alternatives=kept(self.alternatives, 0),
+        )
+
 
 @struct.dataclass
 class Chosen:

@@ -130,7 +130,8 @@ def decode(
         step, slots, written = state
         place_B = jnp.where(slots.running, slots.place, NOWHERE)
         x_BD, kept = module.extend(slots.token, place_B, slots.whole, slots.kept, prefix)  # pyright: ignore
-        chosen = choose(next_logits(module, x_BD), slots.choice, slots.count, alternatives)
+        choice = slots.choice.only(slots.running)
+        chosen = choose(next_logits(module, x_BD), choice, slots.count, alternatives)
         token_B = chosen.token
         tail_BW = jnp.concatenate([slots.tail[:, 1:], token_B[:, None]], axis=1)
         count_B = slots.count + 1

@@ -186,12 +186,14 @@ class Decoder(nnx.Module):
         """The output matrix, which a tied model shares with the embedding."""
         return self.embed.w[...] if self.config.tied_head else self.head[...]
 
-    def plain_states(self, tokens_BT: jax.Array) -> jax.Array:
-        """Return the hidden states (B, T, D) of rows that each hold one text."""
+    def plain_states(self, tokens_BT: jax.Array, lengths_B: jax.Array | None = None) -> jax.Array:
+        """Return the hidden states (B, T, D) of rows that each hold one text, of T tokens or followed by padding."""
         B, T = tokens_BT.shape
         positions_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
         mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool))[None], (B, T, T))
-        return self(tokens_BT, positions_BT, mask_BTS, segments_BT=jnp.zeros_like(positions_BT))[0]
+        lengths_BT = None if lengths_B is None else jnp.broadcast_to(lengths_B[:, None], (B, T))
+        segments_BT = jnp.zeros_like(positions_BT)
+        return self(tokens_BT, positions_BT, mask_BTS, segments_BT=segments_BT, lengths_BT=lengths_BT)[0]
 
     def target_states(self, batch, dropout_key=None, prefix: Prefix | None = None) -> jax.Array:
         """Return the hidden states (B, M, D) whose outputs predict the batch's targets, all texts behind a prefix."""

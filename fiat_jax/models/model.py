@@ -116,16 +116,18 @@ class Model:
         x_BMD = module.target_states(batch, **behind)  # pyright: ignore
         return target_log_probs(x_BMD, self._gathered_head(module), batch["targets"], self.config.logit_cap)
 
-    def text_log_probs(self, trainable, frozen, tokens_BT, alternatives: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def text_log_probs(self, trainable, frozen, tokens_BT, lengths_B, alternatives: int) -> tuple[jax.Array, ...]:
         """Return log P of every token of texts (B, T) after their first, and the likeliest in each place.
 
-        Entry t of the arrays (B, T - 1) and (B, T - 1, alternatives) is about token t + 1. Of a decoder alone.
+        Entry t of the arrays (B, T), (B, T, alternatives) and (B, T, alternatives) is about token t + 1, the last one
+        about nothing: the head is computed in equal chunks, into which T is divided and T - 1 may not be. Of a decoder
+        alone.
         """
         module = self.module(trainable, frozen)
         assert isinstance(module, Decoder)
-        x_BTD, cap = module.plain_states(tokens_BT), self.config.logit_cap
+        x_BTD, cap = module.plain_states(tokens_BT, lengths_B), self.config.logit_cap
         head_VD = self._gathered_head(module)
-        return target_and_best_log_probs(x_BTD[:, :-1], head_VD, tokens_BT[:, 1:], alternatives, cap)
+        return target_and_best_log_probs(x_BTD, head_VD, jnp.roll(tokens_BT, -1, axis=1), alternatives, cap)
 
     def answer_log_probs(self, trainable, frozen, read_BS, lengths_B, answers_BT) -> jax.Array:
         """Return log P of every token of answers (B, T) to texts of these lengths. Of an encoder-decoder alone."""

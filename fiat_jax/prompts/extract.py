@@ -56,9 +56,11 @@ def last_label(text: str, labels: Collection[str]) -> str | None:
     """Return the label that is mentioned last, as a whole word and in any case; the longest where several overlap."""
     if not labels:
         return None
-    words = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
-    found = re.findall(rf"(?<!\w)(?:{words})(?!\w)", text, re.IGNORECASE)
-    return next(label for label in labels if label.casefold() == found[-1].casefold()) if found else None
+    ordered = sorted(labels, key=len, reverse=True)
+    words = "|".join(f"({re.escape(label)})" for label in ordered)
+    # by group, for folded strings differ where the pattern matches: İ is no i, nor I an ı
+    found = [one.lastindex for one in re.finditer(rf"(?<!\w)(?:{words})(?!\w)", text, re.IGNORECASE)]
+    return ordered[(found[-1] or 1) - 1] if found else None
 
 
 def make_extract(section: Section, labels: Collection[str]) -> Extract:

@@ -199,9 +199,17 @@ class Renderer:
     @property
     def identity(self) -> str:
         """What makes tokens of this file's text: the tokenizer, and its chat template where it is used."""
-        if self._turns is None:
+        return self._identity_of(self._turns)
+
+    @property
+    def reasoning_identity(self) -> str:
+        """The same of what θ_β is told."""
+        return self._identity_of(self._reasoning_turns)
+
+    def _identity_of(self, turns: Turns | None) -> str:
+        if turns is None:
             return self.tokenizer.fingerprint
-        return hashlib.sha256(repr([self.tokenizer.fingerprint, self._turns]).encode()).hexdigest()
+        return hashlib.sha256(repr([self.tokenizer.fingerprint, turns]).encode()).hexdigest()
 
     def reasoning_prompt(self, row: Row) -> ReasoningPrompt:
         """Render what θ_β is asked about a row: I_β and its exemplars first, then the row."""

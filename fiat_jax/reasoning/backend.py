@@ -1,5 +1,7 @@
 """What θ_β is to the generator: something that completes a prompt and says who it is."""
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,6 +44,25 @@ class Refused(Exception):
 
 class Unavailable(Exception):
     """No answer came after every attempt."""
+
+
+async def complete_all(backend: "Backend", prompts: Sequence[ReasoningPrompt]) -> list[Completion | Exception]:
+    """Complete a handful of prompts once, and close the backend; of one without an answer return why, and keep others.
+
+    Raises:
+        UserError: no prompt can succeed.
+    """
+
+    async def one(prompt: ReasoningPrompt) -> Completion | Exception:
+        try:
+            return await backend.complete(prompt, seed=0, sample=0)
+        except (Refused, Unavailable) as error:
+            return error
+
+    try:
+        return await asyncio.gather(*map(one, prompts))
+    finally:
+        await backend.close()
 
 
 class Backend(Protocol):

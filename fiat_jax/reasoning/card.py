@@ -1,5 +1,6 @@
 """What a whole set holds, in figures: the same for the same records, whoever wrote them and when."""
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,7 +90,7 @@ def _lengths(numbers: Sequence[int | None]) -> dict[str, int] | None:
         return None
 
     def quantile(share: float) -> int:
-        return known[min(len(known) - 1, int(share * len(known)))]
+        return known[max(math.ceil(share * len(known)) - 1, 0)]
 
     return {
         "known": len(known), "sum": sum(known), "min": known[0], "median": quantile(0.5), "p95": quantile(0.95),

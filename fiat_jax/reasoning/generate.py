@@ -111,10 +111,12 @@ def generate(
         noted = backend.about() if missing else {}
         if missing:
             store.note_backend(provenance.set_key, noted)
+        whole = False
         try:
             drive.run()
+            whole = not drive.interrupted
         finally:
-            write_quarantine(quarantine, drive.quarantined)
+            write_quarantine(quarantine, drive.quarantined, keep=not whole)
             if missing and backend.about() != noted:  # by now it is known what the endpoint does not take
                 store.note_backend(provenance.set_key, backend.about())
     if not drive.interrupted and missing:
@@ -200,17 +202,25 @@ def _other_reports(store: ReasoningStore, provenance: Provenance) -> list[str]:
     ]
 
 
-def write_quarantine(path: Path | None, quarantined: Sequence[Quarantined]) -> None:
-    """Write what got no usable answer; without any, remove the file that an earlier run left."""
+def write_quarantine(path: Path | None, quarantined: Sequence[Quarantined], *, keep: bool = False) -> None:
+    """Write what got no usable answer; without any, remove the file that an earlier run left.
+
+    With `keep` what an earlier run left stays, of rows that are not among these: they may not have been asked again.
+    """
     if path is None:
         return
-    if not quarantined:
+    entries = {
+        (entry.row_id, entry.sample): {
+            "id": entry.row_id, "sample": entry.sample, "bucket": entry.bucket, "reason": entry.reason,
+        }
+        for entry in quarantined
+    }  # fmt: skip
+    if keep and path.exists():
+        earlier = map(json.loads, path.read_text("utf-8").splitlines())
+        entries = {(one["id"], one["sample"]): one for one in earlier} | entries
+    if not entries:
         path.unlink(missing_ok=True)  # of an earlier run, whose rows have since been answered
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    entries = [
-        {"id": entry.row_id, "sample": entry.sample, "bucket": entry.bucket, "reason": entry.reason}
-        for entry in quarantined
-    ]
-    lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
+    lines = [json.dumps(entry, ensure_ascii=False) for entry in entries.values()]
     path.write_text("".join(f"{line}\n" for line in lines), "utf-8", errors="backslashreplace")

@@ -17,8 +17,7 @@ from fiat_jax.models.checkpoints import open_checkpoint
 from fiat_jax.models.config import DecoderConfig
 from fiat_jax.models.model import ModelConfig, load_model
 from fiat_jax.prompts.detokenize import TextStream
-from fiat_jax.prompts.render import ReasoningPrompt
-from fiat_jax.prompts.tokenizer import Tokenizer
+from fiat_jax.prompts.render import ReasoningPrompt, Renderer
 from fiat_jax.reasoning.backend import Completion, Refused
 from fiat_jax.remote import is_remote
 from fiat_jax.sharding import DECODE, MeshConfig, axis_size
@@ -72,8 +71,9 @@ class NativeBackend:
     `worker` drives it from then on, until `close`.
     """
 
-    def __init__(self, native: Native, mesh: MeshConfig, tokenizer: Tokenizer):
-        self._native, self._mesh_config, self._tokenizer = native, mesh, tokenizer
+    def __init__(self, native: Native, mesh: MeshConfig, renderer: Renderer):
+        self._native, self._mesh_config = native, mesh
+        self._renderer, self._tokenizer = renderer, renderer.tokenizer
         self._checkpoint = open_checkpoint(native.path)
         self._shapes: EngineConfig | None = None
         self.worker: Worker | None = None
@@ -88,9 +88,13 @@ class NativeBackend:
         return 2 * self._native.slots
 
     def identity(self) -> dict[str, object]:
-        """The weights' fingerprint, a name for people, and the dtype that they are computed in."""
-        name = self._native.name or Path(self._native.path).resolve().name
-        return {"name": name, "fingerprint": self._checkpoint.files.fingerprint(), "dtype": self._native.dtype}
+        """The weights' fingerprint, a name for people, the dtype that they compute in, and what makes their tokens."""
+        return {
+            "name": self._native.name or Path(self._native.path).resolve().name,
+            "fingerprint": self._checkpoint.files.fingerprint(),
+            "dtype": self._native.dtype,
+            "tokenizer": self._renderer.reasoning_identity,
+        }
 
     def about(self) -> dict[str, Any]:
         """Return where the weights are, and once they are loaded which kernel computes attention."""

@@ -114,8 +114,9 @@ class OpenAIBackend:
         """Ask the endpoint who it is; UserError where nothing answers."""
         reported = asyncio.run(self._ask_identity())
         identity: dict[str, object] = {"name": self._endpoint.model, "revision": self._endpoint.revision}
-        if self._endpoint.reasoning_field != CONTENT:
-            identity["reasoning_field"] = self._endpoint.reasoning_field  # other texts come of it
+        for name in ("api", "send", "reasoning_field"):  # other texts come of them
+            if getattr(self._endpoint, name) != getattr(Endpoint, name):
+                identity[name] = getattr(self._endpoint, name)
         if self._endpoint.extra:
             identity["extra"] = dict(self._endpoint.extra)
         return identity | ({"reported": reported} if reported else {})

@@ -97,7 +97,7 @@ class OptimizerConfig:
             b2=self.b2,
             eps=self.eps,
             weight_decay=self.weight_decay,
-            mask=lambda tree: _by_name(tree, lambda name: name != "gain"),
+            mask=lambda tree: _by_name(tree, lambda name: name not in ("gain", "bias")),
         )
 
 

@@ -66,6 +66,12 @@ def prompt_score(args, bindings) -> int:
     task = for_scoring(look.task, args.split, look.training_splits)
     runtime.start(args.until_end)
     run = dataclasses.replace(config.build(sections.Run), task=task)
+    if args.split == run.data.report_split:
+        console.print(
+            f"warning: {args.split!r} is also what is reported (Data.report_split): what is chosen here will look "
+            "better there than it is; report it on rows of another split",
+            highlight=False,
+        )
     jobs = [_job(args, config, dataclasses.replace(run.prompts, file=file), task, args.split) for file in args.files]
     jobs = [dataclasses.replace(job, every_row=job.every_row[: args.rows]) for job in jobs]
     print_cost(jobs, console)

@@ -159,6 +159,15 @@ def test_every_candidate_is_scored_once_whatever_the_number_of_rows(count):
     assert sorted(scored) == [(i, c) for i, answers in enumerate(candidates) for c in range(len(answers))]
 
 
+def test_rows_are_longer_where_an_example_takes_more_with_all_its_answers():
+    candidates = [[np.arange(1, 4, dtype=np.int32), np.arange(5, 9, dtype=np.int32)]] * 2
+    for inputs, length in ((T - 5, T), (T - 4, 128)):
+        batches = list(ScoringBatches(one(inputs, 1), candidates, T, batch_rows=1))
+        assert {batch["tokens"].shape for batch in batches} == {(1, length)}
+        owners = [owner for batch in batches for owner in read_back(batch)]
+        assert sorted(owners) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
 def test_gathering_too_few_batches_is_refused():
     batches = ScoringBatches(some_examples(), some_candidates(40), T, batch_rows=4)
     with pytest.raises(ValueError, match="shorter"):

@@ -211,6 +211,8 @@ def test_two_backends_are_compared_row_by_row(compare, ask, endpoint, project, c
     assert len(endpoint.requests) == 80
     assert compare("--rows=40", other="bigger") == 0
     assert len(endpoint.requests) == 80, "what was stored was asked again"
+    assert compare("--rows=10", other="bigger") == 0
+    assert len((ask.work / "pairs.jsonl").read_text().splitlines()) == 10
 
 
 def test_one_model_may_be_compared_with_itself(compare, ask, endpoint):

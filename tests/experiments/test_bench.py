@@ -8,6 +8,7 @@ from support.world import IMPORT, weather_rows, write_rows
 from fiat_jax.config import Config
 from fiat_jax.errors import UserError
 from fiat_jax.experiments.bench import Cell
+from fiat_jax.experiments.cells import check_cells
 from fiat_jax.experiments.paradigms import PARADIGMS
 from fiat_jax.experiments.sections import SECTIONS
 from fiat_jax.tasks.task import Task, read_rows
@@ -118,6 +119,30 @@ def test_filtering_by_the_label_touches_training_rows_alone(bench):
     assert filtered.report_rows == plain.report_rows
     assert any(row["large_answer"] != row["answer"] for row in filtered.report_rows)
     assert filtered.identity(cell) != plain.identity(cell)
+
+
+def test_other_texts_under_the_name_of_a_set_are_another_cell(bench):
+    made, other = bench("fiat", "finetune"), bench("fiat", "finetune")
+    by_id = dict(made.reasons.by_id)
+    by_id["w0"] = dataclasses.replace(by_id["w0"], rationale="It was mended, and imported again.")
+    other.reasons = dataclasses.replace(made.reasons, by_id=by_id)
+    read, unread = Cell(PARADIGMS["fiat"], 96, 0), Cell(PARADIGMS["finetune"], 96, 0)
+    assert made.identity(read) == bench("fiat", "finetune").identity(read) != other.identity(read)
+    assert made.identity(unread) == other.identity(unread)
+
+
+def test_rows_that_would_not_fit_when_they_are_scored_are_named_before_any_training(bench):
+    made = bench("fiat")
+    cells = [(made, Cell(PARADIGMS["fiat"], 96, 0))]
+    check_cells(cells)
+    kept, (row, *_) = made.report_rows, made.split(cells[0][1])[1]
+    for rows, place in ((made.report_rows, 3), (made.train_rows, made.train_rows.index(row))):
+        good = rows[place]
+        rows[place] = {name: value for name, value in good.items() if name != "report"}
+        with pytest.raises(UserError, match=good["id"]):
+            check_cells(cells)
+        rows[place] = good
+    assert made.report_rows is kept
 
 
 @pytest.fixture

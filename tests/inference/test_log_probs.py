@@ -13,8 +13,9 @@ from fiat_jax.errors import UserError
 from fiat_jax.inference.config import EngineConfig
 from fiat_jax.inference.engine import Engine
 from fiat_jax.inference.requests import Request
-from fiat_jax.models.config import EncoderDecoderConfig
+from fiat_jax.models.config import EncoderDecoderConfig, Reach
 from fiat_jax.models.model import logits, random_model
+from fiat_jax.models.rope import Rope
 from fiat_jax.sharding import MeshConfig
 
 CONFIG = EngineConfig(4, 40, 0, block=4, prefill_rows=4, shortest_bucket=20, alternatives=3, score=True)
@@ -50,6 +51,15 @@ def test_a_given_texts_log_probabilities_are_those_of_one_full_pass(engine, text
             assert list(best) == np.argsort(-place)[:2].tolist()
             np.testing.assert_allclose(list(best.values()), np.sort(place)[:-3:-1], atol=1e-4)
     assert engine.score([texts[0]])[0].alternatives == ()
+
+
+def test_where_angles_depend_on_a_texts_length_it_is_that_of_the_text_and_not_of_its_row(one_device, texts):
+    dynamic = Reach(None, Rope(kind="dynamic", factor=4.0, original_length=16))
+    config = dataclasses.replace(TINY, reaches=(dynamic,), max_length=96)
+    engine = Engine(drawn(config, one_device, lambda model: louder(model, 8)), NO_END, CONFIG)
+    for text, found in zip(texts, engine.score(texts), strict=True):
+        all_TV = expected(engine.model, text)[:-1]
+        np.testing.assert_allclose(found.log_probs, [all_TV[t, token] for t, token in enumerate(text[1:])], atol=1e-4)
 
 
 def test_alternatives_are_the_likeliest_of_every_place_and_change_nothing(engine, texts):

@@ -92,6 +92,36 @@ def test_a_prefix_of_weights_without_a_name_is_not_saved(one_device, ids, tmp_pa
         prefixes.add(ids, directory=tmp_path)
 
 
+def test_a_prefix_that_two_processes_save_at_once_is_whole_and_held_by_both(one_device, ids, tmp_path, monkeypatch):
+    model = named(random_model(TINY, one_device))
+    first, second, third = (Prefixes.of(model, 600) for _ in range(3))
+    compute = second._compute
+
+    def meanwhile(*given):
+        first.add(ids, directory=tmp_path)
+        return compute(*given)
+
+    monkeypatch.setattr(second, "_compute", meanwhile)
+    key = second.add(ids, directory=tmp_path)
+    assert np.array_equal(first.get(key).k_LHKP, second.get(key).k_LHKP)
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(third, "_compute", lambda *_: pytest.fail("computed again"))
+    third.add(ids, directory=tmp_path)
+    assert np.array_equal(first.get(key).k_LHKP, third.get(key).k_LHKP)
+
+
+def test_a_prefix_that_cannot_be_saved_is_used_all_the_same(one_device, ids, tmp_path, monkeypatch, caplog):
+    prefixes = Prefixes.of(named(random_model(TINY, one_device)), 600)
+
+    def full(*_):
+        raise UserError("no checkpoint can be written: the disk is full")
+
+    monkeypatch.setattr("fiat_jax.checkpoint.Checkpoints.save", full)
+    assert prefixes.get(prefixes.add(ids, directory=tmp_path)).length == 600
+    assert "the prefix is not saved" in caplog.text
+    assert "the disk is full" in caplog.text
+
+
 def test_a_damaged_file_says_so(one_device, ids, tmp_path):
     model = named(random_model(TINY, one_device))
     Prefixes.of(model, 600).add(ids, directory=tmp_path)

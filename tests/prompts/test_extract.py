@@ -41,6 +41,8 @@ def test_the_last_label_counts_and_only_as_a_whole_word():
     assert last_label("No, it is not known. Maybe", ("no", "maybe")) == "maybe"
     assert last_label("unknown", ("no", "known")) is None
     assert last_label("a red apple", ("apple", "red apple")) == "red apple"
+    assert last_label("Cevap: İLGİLİ", ("ilgili", "ilgisiz")) == "ilgili"
+    assert last_label("HAYIR", ("evet", "hayır")) == "hayır"
     assert extract("Yes. No.", ("yes", "no"), kind="label") == Reasoning("Yes. No.", "no")
 
 

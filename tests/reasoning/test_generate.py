@@ -1,3 +1,4 @@
+import asyncio
 import json
 import logging
 import os
@@ -12,10 +13,11 @@ from support.oracle import Oracle
 from fiat_jax.errors import UserError
 from fiat_jax.prompts.instructions import load_instructions
 from fiat_jax.prompts.render import Renderer
-from fiat_jax.reasoning.backend import FAILED, HIDDEN, REFUSED, Completion, Refused
+from fiat_jax.reasoning.backend import FAILED, HIDDEN, REFUSED, Completion, Refused, Unavailable, complete_all
 from fiat_jax.reasoning.drive import GenerateOptions
-from fiat_jax.reasoning.generate import bill, generate
+from fiat_jax.reasoning.generate import bill, generate, write_quarantine
 from fiat_jax.reasoning.openai import Endpoint, OpenAIBackend
+from fiat_jax.reasoning.wanted import Quarantined
 
 
 def test_every_row_is_asked_once_and_its_answer_is_stored_with_what_was_extracted(task, rows, renderer, store):
@@ -92,6 +94,28 @@ def refuses(which):
         return "So the answer is no."
 
     return says
+
+
+def test_what_was_not_asked_again_stays_in_quarantine(tmp_path):
+    path, (one, two) = tmp_path / "quarantine.jsonl", (Quarantined(name, 0, "why") for name in ("a", "b"))
+    held = lambda: [json.loads(line)["id"] for line in path.read_text().splitlines()]  # noqa: E731
+    write_quarantine(path, [one])
+    write_quarantine(path, [], keep=True)
+    assert held() == ["a"]
+    write_quarantine(path, [two, one], keep=True)
+    assert held() == ["a", "b"]
+    write_quarantine(path, [])
+    assert not path.exists()
+
+
+def test_a_handful_of_prompts_keeps_the_answers_that_came(task, rows, renderer):
+    def says(question):
+        if question in ("3", "4"):
+            raise {"3": Unavailable("no answer after 8 attempts"), "4": Refused("not that")}[question]
+        return "So the answer is no."
+
+    found = asyncio.run(complete_all(Oracle(says), [renderer.reasoning_prompt(row) for row in rows[:6]]))
+    assert [type(one).__name__ for one in found] == [*["Completion"] * 3, "Unavailable", "Refused", "Completion"]
 
 
 def test_a_run_ends_where_too_large_a_share_of_those_that_ended_failed(task, rows, renderer, store):

@@ -64,7 +64,7 @@ def backend(project):
 
     def backend(task, rows, renderer, **settings):
         native = Native(str(project.model), dtype="float32", **({"slots": 3, "block": 5, "prefill_rows": 2} | settings))
-        made = NativeBackend(native, MeshConfig(), renderer.tokenizer)
+        made = NativeBackend(native, MeshConfig(), renderer)
         made.expect([renderer.reasoning_prompt(row) for row in rows])
         return made
 
@@ -142,6 +142,7 @@ def test_the_model_is_named_by_its_weights(asked, backend, project):
     assert identity["name"] == "model"
     assert identity["dtype"] == "float32"
     assert len(str(identity["fingerprint"])) > 10
+    assert identity["tokenizer"] == renderer.tokenizer.fingerprint
 
 
 def test_the_command_fills_the_store_and_asks_nothing_twice(project):

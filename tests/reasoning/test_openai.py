@@ -240,12 +240,12 @@ def test_reasoning_is_never_guessed_and_what_is_left_out_or_in_is_said_once(endp
     assert sum("stored as they are" in message for message in told) == 1
 
 
-def test_another_reasoning_field_is_another_set(endpoint):
-    backends = [
-        OpenAIBackend(Endpoint(endpoint.url, "big", reasoning_field=f)) for f in ("content", "reasoning_content")
-    ]
-    plain, declared = (backend.identity() for backend in backends)
-    assert declared == plain | {"reasoning_field": "reasoning_content"}
+@pytest.mark.parametrize(
+    "other", [{"reasoning_field": "reasoning_content"}, {"api": "completions"}, {"api": "completions", "send": "ids"}]
+)
+def test_what_is_asked_otherwise_is_another_set(endpoint, other):
+    plain, declared = (OpenAIBackend(Endpoint(endpoint.url, "big", **one)).identity() for one in ({}, other))
+    assert declared == plain | other
 
 
 def test_no_server_at_the_url_is_said_at_once():

@@ -1,11 +1,13 @@
 """Schedules, clipping, decay and LoRA+, by value."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support.tiny_run import tiny_model
+from support.tiny_run import TINY, tiny_model
 
 from fiat_jax.errors import UserError
 from fiat_jax.training.optimizer import OptimizerConfig, averaged
@@ -72,6 +74,15 @@ def test_weight_decay_shrinks_matrices_and_leaves_the_gains_of_norms_alone():
     assert len(gains) == 3
     for name, update in found.items():
         np.testing.assert_allclose(update, 0.0 if name in gains else -0.05, atol=1e-7, err_msg=name)
+
+
+def test_weight_decay_leaves_biases_alone():
+    model = tiny_model(lora=None, config=dataclasses.replace(TINY, biased=frozenset("qkv")))
+    params = jax.tree.map(jnp.ones_like, model.trainable)
+    found = named(updates(OptimizerConfig(weight_decay=0.1, warmup=0.0), params, jax.tree.map(jnp.zeros_like, params)))
+    biases = [update for name, update in found.items() if "bias" in name]
+    assert len(biases) == 3
+    assert not any(np.asarray(update).any() for update in biases)
 
 
 def test_lora_plus_multiplies_the_update_of_b_alone():
