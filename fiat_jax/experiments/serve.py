@@ -188,7 +188,7 @@ class Assembly:
 
     def _load_reasoner(self, gate: Gate, models: dict[str, Served]) -> Reasoner | None:
         if self.asked.endpoint:
-            return RemoteReasoner(OpenAIBackend(self.asked.endpoint, self.slots))
+            return RemoteReasoner(OpenAIBackend(self.asked.endpoint, self.slots), self.asked.serve.request_seconds)
         native = self.asked.native
         if native is None:
             return None

@@ -324,31 +324,16 @@ def with_weights(model: Model, weights: nnx.State) -> Model:
     return dataclasses.replace(merged, directory=model.directory, hf_config=hf_config)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Structure:
-    """What of a model determines a program: models of one structure share it, and it keeps no arrays alive."""
-
-    graphdef: Any
-    build: Build
-    model: Model = dataclasses.field(compare=False)
-
-    @classmethod
-    def of(cls, model: Model) -> "_Structure":
-        return cls(
-            model.graphdef, model.build, dataclasses.replace(model, trainable=nnx.State({}), frozen=nnx.State({}))
-        )
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(structure: _Structure, trainable, frozen, tokens_BT):
-    module = structure.model.module(trainable, frozen)
+def _logits(model: Model, trainable, frozen, tokens_BT):
+    module = model.module(trainable, frozen)
     x_BTD = module.plain_states(tokens_BT)
     return logits_of(x_BTD, module.head_VD, module.config.logit_cap)
 
 
 def logits(model: Model, tokens_BT: np.ndarray) -> jax.Array:
     """Return float32 logits (B, T, V) of plain causal token rows: for tests and for comparing models."""
-    return _logits(_Structure.of(model), model.trainable, model.frozen, tokens_BT)
+    return _logits(model.shared(), model.trainable, model.frozen, tokens_BT)
 
 
 def largest_logit_difference(a: Model, b: Model, tokens_BT: np.ndarray) -> float:

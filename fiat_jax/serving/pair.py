@@ -68,22 +68,28 @@ class LocalReasoner:
 
 
 class RemoteReasoner:
-    """θ_β behind an endpoint."""
+    """θ_β behind an endpoint, which has so many seconds for a request, attempts and waiting between them included."""
 
-    def __init__(self, backend: OpenAIBackend):
-        self._backend = backend
+    def __init__(self, backend: OpenAIBackend, seconds: float):
+        self._backend, self._seconds = backend, seconds
 
     async def stream(self, prompt: ReasoningPrompt, seed: int | None, usage: Usage) -> Flow[Piece]:
         """Yield what the endpoint writes as it comes, or all at once where it does not stream."""
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
         asked = asyncio.create_task(self._backend.complete(prompt, seed=seed, sample=0, heard=pieces.put_nowait))
         asked.add_done_callback(lambda _: pieces.put_nowait(None))
-        told = ""
+        told, ends = "", asyncio.get_running_loop().time() + self._seconds
         try:
-            while (piece := await pieces.get()) is not None:
+            while True:
+                async with asyncio.timeout_at(ends):
+                    piece = await pieces.get()
+                if piece is None:
+                    break
                 told += piece
                 yield Piece(0, piece, 0)
             found = await asked
+        except TimeoutError:
+            raise ApiError(504, f"the large model did not answer within {self._seconds:g} s") from None
         except (Refused, Unavailable, UserError) as error:
             raise ApiError(503, f"the large model did not answer: {error}", retry_after=5) from None
         finally:

@@ -1,5 +1,6 @@
 """The fused pair over HTTP: its reasoning and answers are those of `fiat reason` and `fiat predict`."""
 
+import asyncio
 import contextlib
 import json
 import shutil
@@ -17,8 +18,11 @@ from fiat_jax.errors import UserError
 from fiat_jax.experiments.bundle import read_bundle
 from fiat_jax.experiments.serve import Asked, Assembly, with_large_model
 from fiat_jax.reasoning.native import Native
+from fiat_jax.serving.choices import Usage
 from fiat_jax.serving.config import Serve
+from fiat_jax.serving.errors import ApiError
 from fiat_jax.serving.gate import Gate
+from fiat_jax.serving.pair import RemoteReasoner
 from fiat_jax.serving.text import TextModel
 from fiat_jax.sharding import MeshConfig
 
@@ -154,6 +158,22 @@ def test_what_happens_without_the_large_model_is_as_declared(pair, policy, rows)
         assert found.choices[0].message.content in ("good", "bad")
         assert "the large model did not answer" in found.model_extra["fiat"]["without_reasoning"]
         assert 'fiat_without_reasoning_total{model="weather"} 1.0' in server.http().get("/metrics").text
+
+
+def test_a_large_model_that_keeps_one_waiting_is_given_up_when_the_request_s_time_is_over():
+    class Slow:
+        async def complete(self, prompt, *, seed, sample, heard):
+            heard("It is")
+            await asyncio.sleep(60)
+
+    async def ask(told):
+        async for piece in RemoteReasoner(Slow(), seconds=0.05).stream(None, 0, Usage()):  # pyright: ignore
+            told.append(piece.text)
+
+    told = []
+    with pytest.raises(ApiError, match=r"did not answer within 0\.05 s") as late:
+        asyncio.run(ask(told))
+    assert (late.value.status, told) == (504, ["It is"])
 
 
 def test_what_is_missing_is_said_before_anything_is_loaded(pair, capsys):
