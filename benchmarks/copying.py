@@ -8,11 +8,14 @@ pattern names are counted together.
 """
 
 import argparse
+import functools
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from fiat_jax.evaluation.predictions import read_predictions
+from fiat_jax.prompts.tokenizer import Tokenizer
 
 
 def main() -> None:
@@ -20,6 +23,7 @@ def main() -> None:
     parser.add_argument("train", type=Path)
     parser.add_argument("predictions", type=Path)
     parser.add_argument("pattern")
+    parser.add_argument("--tokenizer", type=Path, help="θ_τ's directory: right answers by the mean of tokens too")
     given = parser.parse_args()
 
     rows = [json.loads(line) for line in given.train.read_text("utf-8").splitlines()]
@@ -27,7 +31,7 @@ def main() -> None:
     large = {one.id: one for one in read_predictions(given.predictions / "icl.jsonl")}
     files = sorted(given.predictions.glob(f"{given.pattern}.jsonl"))
     assert files, f"no {given.pattern}.jsonl in {given.predictions}"
-    asked, copied, mended, shorter = Counter(), Counter(), 0, 0
+    asked, copied, right, mended, shorter = Counter(), Counter(), Counter(), 0, 0
     for file in files:
         for one in read_predictions(file):
             answer = str(large[one.id].prediction)
@@ -42,11 +46,23 @@ def main() -> None:
             for kind in kinds:
                 asked[kind] += 1
                 copied[kind] += same
-    print(f"{len(files)} runs, rows that answer as the large model does (of rows, per cent):")
+                right[kind] += one.prediction == one.gold
+    print(f"{len(files)} runs, rows that answer as the large model does (of rows, per cent), and rightly:")
     for kind, count in sorted(asked.items()):
-        print(f"  {kind:26} {copied[kind]:4} of {count:4}  {100 * copied[kind] / count:5.1f}")
+        print(f"  {kind:26} {copied[kind]:4} of {count:4}  {100 * copied[kind] / count:5.1f}  {right[kind]:4}")
     others = asked["all"] - copied["all"]
     print(f"where they answer otherwise: {mended} of {others} right, {shorter} with a shorter answer")
+    if given.tokenizer is not None:
+        count = answer_lengths(given.tokenizer)
+        ranked = [one for file in files for one in read_predictions(file) if one.scores is not None]
+        right = [max(one.scores, key=lambda c: one.scores[c] / count(c)) == one.gold for one in ranked]
+        print(f"right if ranked by the mean of their tokens: {100 * sum(right) / len(right):.1f}% of {len(right)}")
+
+
+def answer_lengths(directory: Path) -> Callable[[str], int]:
+    """Return how many tokens an answer has, with the end of the text."""
+    tokenizer = Tokenizer.from_directory(directory)
+    return functools.cache(lambda answer: len(tokenizer.encode(answer)) + 1)
 
 
 if __name__ == "__main__":
