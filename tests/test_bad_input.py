@@ -94,6 +94,23 @@ def test_a_wrong_row_is_named_with_its_file_and_line(world, refused, compiled, c
     assert not compiled
 
 
+@pytest.mark.parametrize("name", ["patience", "evaluate_every", "checkpoint_every", "min_steps", "seed"])
+def test_a_count_below_zero_is_named(world, refused, compiled, name):
+    assert f"Train.{name} is -1; it must be 0 or more" in refused(*TRAIN, f"--gin.Train.{name}=-1")
+    assert not compiled
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("sizes", "(48, -5)"), ("seeds", "(0, -1)"), ("learning_rates", "(1e-3, -1e-3)")]
+)
+def test_what_an_experiment_cannot_have_is_named_before_its_first_cell(world, refused, compiled, name, value):
+    told = refused(
+        "experiment", "--workdir=some", "--gin_file=weather.gin", *SETTINGS, f"--gin.Experiment.{name}={value}"
+    )
+    assert f"Experiment.{name} is (" in told
+    assert not compiled
+
+
 def test_an_empty_file_is_named(world, refused, compiled):
     (world.root / "weather/validation.jsonl").write_text("")
     assert "weather/validation.jsonl holds no rows" in refused(*TRAIN)

@@ -184,6 +184,11 @@ class Experiment:
         for name in ("ranks", "epochs"):
             if any(value < 1 for value in getattr(self, name)):
                 raise UserError(f"Experiment.{name} is {getattr(self, name)}; each must be 1 or more")
+        for name in ("sizes", "seeds"):
+            if any(value < 0 for value in getattr(self, name)):
+                raise UserError(f"Experiment.{name} is {getattr(self, name)}; each must be 0 or more")
+        if any(rate <= 0 for rate in self.learning_rates):
+            raise UserError(f"Experiment.learning_rates is {self.learning_rates}; each must be above 0")
         unfit = [name for name in self.theta_taus if not re.fullmatch(r"[\w.+-]+", name)]
         if unfit:
             raise UserError(

@@ -37,6 +37,9 @@ class TrainConfig:
         for name in ("epochs", "batch_rows", "row_length", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"Train.{name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("patience", "evaluate_every", "checkpoint_every", "min_steps", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"Train.{name} is {getattr(self, name)}; it must be 0 or more")
 
     def epochs_of(self, steps_per_epoch: int) -> int:
         """Return how many epochs a run has whose epochs have so many steps."""
