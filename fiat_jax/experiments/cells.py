@@ -138,12 +138,12 @@ def stored_facts(path: Path, predictions: Path, key: str) -> dict[str, Any] | No
         return None
     try:
         facts = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        whole = [(predictions, facts["predictions_sha256"])]
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it, and the cell is made anew") from None
-    whole = [(predictions, facts["predictions_sha256"])]
     if "predictions_bare_sha256" in facts:
         whole.append((_bare(predictions), facts["predictions_bare_sha256"]))
-    same = facts["key"] == key and all(file.exists() and file_hash(file) == held for file, held in whole)
+    same = facts.get("key") == key and all(file.exists() and file_hash(file) == held for file, held in whole)
     return facts if same else None
 
 

@@ -87,6 +87,8 @@ def run_render(look: PromptLook, row: int, console: Console) -> None:
 
 def run_try(look: PromptLook, endpoint: Endpoint, count: int, console: Console) -> None:
     """Ask θ_β about the first rows, storing nothing: request, reasoning, extracted answer, gold."""
+    if count < 1:
+        raise UserError(f"--rows {count}: ask about one row at least")
     rows = read_rows(look.task, look.split)[:count]
     instructions = read_instructions(look.prompts, look.task)
     renderer = Renderer(instructions, look.read_tokenizer(), look.prompts.max_length)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from fiat_jax.errors import UserError
 from fiat_jax.prompts.render import ReasoningPrompt
 
 # why a request got no usable answer
@@ -50,7 +51,7 @@ async def complete_all(backend: "Backend", prompts: Sequence[ReasoningPrompt]) -
     """Complete a handful of prompts once, and close the backend; of one without an answer return why, and keep others.
 
     Raises:
-        UserError: no prompt can succeed.
+        UserError: no prompt can succeed, or none has.
     """
 
     async def one(prompt: ReasoningPrompt) -> Completion | Exception:
@@ -60,9 +61,13 @@ async def complete_all(backend: "Backend", prompts: Sequence[ReasoningPrompt]) -
             return error
 
     try:
-        return await asyncio.gather(*map(one, prompts))
+        found = await asyncio.gather(*map(one, prompts))
     finally:
         await backend.close()
+    failed = [why for why in found if isinstance(why, Exception)]
+    if failed and len(failed) == len(found):
+        raise UserError(f"none of {len(found)} prompts got an answer; the first: {failed[0]}")
+    return found
 
 
 class Backend(Protocol):

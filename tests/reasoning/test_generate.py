@@ -116,6 +116,8 @@ def test_a_handful_of_prompts_keeps_the_answers_that_came(task, rows, renderer):
 
     found = asyncio.run(complete_all(Oracle(says), [renderer.reasoning_prompt(row) for row in rows[:6]]))
     assert [type(one).__name__ for one in found] == [*["Completion"] * 3, "Unavailable", "Refused", "Completion"]
+    with pytest.raises(UserError, match="none of 2 prompts got an answer; the first: no answer after 8 attempts"):
+        asyncio.run(complete_all(Oracle(says), [renderer.reasoning_prompt(row) for row in rows[3:5]]))
 
 
 def test_a_run_ends_where_too_large_a_share_of_those_that_ended_failed(task, rows, renderer, store):

@@ -108,12 +108,12 @@ def read_run(workdir: Path, name: str) -> Finished:
         )
     try:
         results = json.loads(path.read_text("utf-8"))
-        schema = results["schema"]
+        schema, rows = results["schema"], results["rows"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); run the command that wrote it again") from None
     if schema != SCHEMA:
         raise UserError(f"{path} has schema {schema}, and this version reads {SCHEMA}; run the experiment again")
-    if not results["rows"]:
+    if not rows:
         raise UserError(f"{path} has no rows to report")
     settings = workdir / "config.gin"
     return Finished(
